@@ -1,0 +1,240 @@
+"""A converted model: the architecture of transformers with linears in streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from libortho import gate, ops
+from libortho.errors import AlphaError, ConfigError, FormatError
+from libortho.linear import BaseWeight, OrthoLinear
+from libortho.streams.base import BaseStream
+from libortho.streams.ortho import STREAM_FOLDER, Layer, OrthoStream, check_name
+
+
+@dataclass
+class Ortho:
+    """What libortho keeps of a converted model, at ``model.ortho``."""
+
+    base: BaseStream
+    attached: list[gate.StreamInfo] = field(default_factory=list)
+    forwards: int = 0
+
+
+def load(
+    path: str | Path,
+    streams: Sequence[str | Path] = (),
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> PreTrainedModel:
+    """Load a base directory and attach streams. α starts at 0 for all of them: fail closed.
+
+    Args:
+        path: a directory written by ``libortho quantize``.
+        streams: names of streams under ``path/ortho/``, or paths of stream directories elsewhere.
+        dtype: of activations and of everything that is not quantised.
+
+    Raises:
+        FormatError: the directory is no base, or lacks tensors that the model needs.
+        PairMismatch: a stream belongs to another base.
+    """
+    base = BaseStream.open(path)
+    config = AutoConfig.from_pretrained(base.path)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    state = Ortho(base)
+    for name in base.layers:
+        plain = model.get_submodule(name)
+        bias = base.tensor(f"{name}.bias").to(dtype) if plain.bias is not None else None
+        weight = BaseWeight(base.codes(name), base.scales(name), base.group_size)
+        model.set_submodule(name, OrthoLinear(weight, bias, state.attached))
+    _load_others(model, base, dtype)
+    if (base.path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(base.path)
+    model.ortho = state
+    model.register_forward_pre_hook(_capture, with_kwargs=True)
+    model.register_forward_hook(_release, always_call=True)
+    model.eval().requires_grad_(False)
+    model.to(device)
+    for stream in streams:
+        attach(model, stream)
+    return model
+
+
+def attach(model: PreTrainedModel, stream: str | Path | OrthoStream) -> OrthoStream:
+    """Attach a stream to a loaded model: by name, by path, or opened already.
+
+    Raises:
+        ConfigError: a stream of that name is attached.
+        PairMismatch: the stream belongs to another base.
+    """
+    opened = stream if isinstance(stream, OrthoStream) else _find(model, stream)
+    base = ortho(model).base
+    opened.check_pair(base.id, base.layers)
+    manifest = opened.manifest
+    info = gate.StreamInfo(opened.name, opened.id, manifest.public, tuple(manifest.requires))
+    attach_layers(model, info, {name: opened.layer(name) for name in manifest.layers})
+    return opened
+
+
+def attach_layers(
+    model: PreTrainedModel, info: gate.StreamInfo, layers: Mapping[str, Layer]
+) -> None:
+    """Attach a stream that is in memory: layer name → its part."""
+    check_name(info.name)
+    attached = ortho(model).attached
+    if info.name in [other.name for other in attached]:
+        raise ConfigError(f"stream {info.name!r} is attached already; detach it first")
+    for name, layer in layers.items():
+        linear(model, name).attach(info.name, layer)
+    attached.append(info)
+
+
+def detach(model: PreTrainedModel, name: str) -> None:
+    """Drop a stream: its bytes leave the process.
+
+    Raises:
+        ConfigError: no stream of that name is attached.
+    """
+    attached = ortho(model).attached
+    if name not in [info.name for info in attached]:
+        raise ConfigError(
+            f"stream {name!r} is not attached; attached: "
+            f"{', '.join(info.name for info in attached) or 'none'}"
+        )
+    for module in linears(model).values():
+        module.detach(name)
+    attached[:] = [info for info in attached if info.name != name]
+
+
+def ortho(model: nn.Module) -> Ortho:
+    """The libortho state of a model made by :func:`load`; ConfigError for any other model."""
+    state = getattr(model, "ortho", None)
+    if not isinstance(state, Ortho):
+        raise ConfigError(f"{type(model).__name__} was not made by libortho.load")
+    return state
+
+
+def linears(model: nn.Module) -> dict[str, OrthoLinear]:
+    """Every converted linear by name."""
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, OrthoLinear)
+    }
+
+
+def linear(model: nn.Module, name: str) -> OrthoLinear:
+    """One converted linear by name."""
+    module = model.get_submodule(name)
+    if not isinstance(module, OrthoLinear):
+        raise ConfigError(f"layer {name} is {type(module).__name__}, not a converted linear")
+    return module
+
+
+@dataclass
+class CallRegion:
+    """Calls of the native function inside a region against what the model's forwards imply."""
+
+    name: str
+    native_op_calls: int = 0
+    expected_op_calls: int = 0
+    dense_route_calls: int = 0
+    forwards: int = 0
+
+
+@contextmanager
+def call_region(model: PreTrainedModel, name: str) -> Iterator[CallRegion]:
+    """Count, without gradients, the native calls of a region.
+
+    ``native_op_calls`` comes from the counter inside the native function;
+    ``expected_op_calls`` = converted linears × forwards, counted at the model.
+    """
+    region = CallRegion(name)
+    native, dense = ops.native_op_calls(), ops.dense_route_calls()
+    forwards = ortho(model).forwards
+    with torch.no_grad():
+        yield region
+    region.native_op_calls = ops.native_op_calls() - native
+    region.dense_route_calls = ops.dense_route_calls() - dense
+    region.forwards = ortho(model).forwards - forwards
+    region.expected_op_calls = region.forwards * len(linears(model))
+
+
+def _find(model: PreTrainedModel, stream: str | Path) -> OrthoStream:
+    folder = ortho(model).base.path / STREAM_FOLDER
+    by_name = folder / str(stream)
+    if by_name.is_dir():
+        return OrthoStream.open(by_name)
+    if Path(stream).is_dir():
+        return OrthoStream.open(stream)
+    there = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    raise FormatError(
+        f"stream {str(stream)!r}: neither {by_name} nor that path is a stream; "
+        f"streams of this base: {', '.join(there) or 'none'}"
+    )
+
+
+def _load_others(model: PreTrainedModel, base: BaseStream, dtype: torch.dtype) -> None:
+    inside = tuple(f"{name}." for name in base.layers)
+    wanted = {
+        name: tensor for name, tensor in model.state_dict().items() if not name.startswith(inside)
+    }
+    stored = set(base.other_names())
+    state: dict[str, Tensor] = {}
+    for name, placeholder in wanted.items():
+        if name in stored:
+            tensor = base.tensor(name)
+            floating = tensor.is_floating_point()
+            state[name] = tensor.to(placeholder.dtype if floating else tensor.dtype)
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    missing = [name for name, tensor in model.named_parameters() if tensor.is_meta]
+    if missing:
+        raise FormatError(f"{base.path}: tensors missing from the base: {', '.join(missing)}")
+
+
+def _capture(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    inputs = args[0] if args else kwargs.get("input_ids")
+    if inputs is None:
+        inputs = kwargs["inputs_embeds"]
+    state = gate.capture(model.ortho.attached, inputs.shape[0], inputs.device)
+    cache = kwargs.get("past_key_values")
+    if cache is not None and not torch.compiler.is_compiling():
+        _check_cache(cache, state)
+    if getattr(model, "is_gradient_checkpointing", False):
+        _carry_alpha(model)
+    model.ortho.forwards += 1
+    gate.enter(state)
+
+
+def _release(model: Any, args: tuple[Any, ...], output: Any) -> None:
+    state = gate.leave()
+    cache = getattr(output, "past_key_values", None)
+    if cache is not None and state is not None:
+        cache.libortho_gate = state.key
+
+
+def _carry_alpha(model: nn.Module) -> None:
+    for module in model.modules():
+        function = getattr(module, "_gradient_checkpointing_func", None)
+        if function is not None and not getattr(function, "carries_alpha", False):
+            module._gradient_checkpointing_func = gate.carried(function)
+
+
+def _check_cache(cache: Any, state: gate.Captured) -> None:
+    """Refuse a key-value cache that was filled under other streams or another α."""
+    if int(cache.get_seq_length()) and getattr(cache, "libortho_gate", None) != state.key:
+        raise AlphaError(
+            "this key-value cache was filled under another alpha or other streams "
+            "and would replay them; begin with an empty cache"
+        )
