@@ -1,0 +1,24 @@
+"""Which weights leave the base: supports, scores and least-squares values, one matrix at a time.
+
+Pure arithmetic on a target T [N, K] and the second moments H [K, K] of the layer's inputs; nothing
+here knows of models or files. The error that all methods lower is tr((T − P) H (T − P)ᵀ), the
+output error of a layer whose weights miss T by T − P.
+"""
+
+from __future__ import annotations
+
+from libortho.sieve.pursuit import pursue
+from libortho.sieve.refit import damped, output_error, refit
+from libortho.sieve.support import budget, contrast, impact, obs_impact, top_k
+
+__all__ = [
+    "budget",
+    "contrast",
+    "damped",
+    "impact",
+    "obs_impact",
+    "output_error",
+    "pursue",
+    "refit",
+    "top_k",
+]

@@ -1,0 +1,73 @@
+"""Least-squares values on a fixed support.
+
+Per output row i with support S, the minimiser of (t − p) H (t − p)ᵀ over vectors p that vanish
+outside S is p_S = H_SS⁻¹ (H t)_S.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_CHUNK_BYTES = 256 * 2**20
+
+
+def damped(hessian: Tensor, damping: float = 0.01) -> Tensor:
+    """H + damping · mean(diag H) · I: invertible, whatever the calibration text was."""
+    ridge = damping * hessian.diagonal().mean().clamp_min(torch.finfo(hessian.dtype).tiny)
+    return hessian + torch.eye(hessian.shape[0], dtype=hessian.dtype) * ridge
+
+
+def refit(target: Tensor, hessian: Tensor, mask: Tensor) -> Tensor:
+    """Values [N, K], zero outside ``mask``, that bring H-weighted error to its minimum.
+
+    Args:
+        target: T fp32 [N, K].
+        hessian: H fp32 [K, K], positive definite (see :func:`damped`).
+        mask: boolean [N, K].
+    """
+    values = torch.zeros_like(target)
+    counts = mask.sum(1)
+    pull = target @ hessian
+    order = torch.argsort(counts)
+    start = 0
+    while start < len(order):
+        if not counts[order[start]]:
+            start += 1
+            continue
+        stop = _chunk_end(counts[order], start)
+        rows = order[start:stop]
+        values[rows] = _solve(pull[rows], hessian, mask[rows], int(counts[rows].max()))
+        start = stop
+    return values
+
+
+def output_error(target: Tensor, values: Tensor, hessian: Tensor) -> float:
+    """tr((T − P) H (T − P)ᵀ) / tr(T H Tᵀ): 1 when nothing is stored, 0 when all is."""
+    missed = target - values
+    whole = float(((target @ hessian) * target).sum())
+    return float(((missed @ hessian) * missed).sum()) / whole if whole else 0.0
+
+
+def _chunk_end(counts: Tensor, start: int) -> int:
+    """The longest run of rows (sorted by count) whose padded systems fit the chunk."""
+    stop = start + 1
+    while stop < len(counts):
+        width = int(counts[stop])
+        if (stop + 1 - start) * width * width * 4 > _CHUNK_BYTES:
+            break
+        stop += 1
+    return stop
+
+
+def _solve(pull: Tensor, hessian: Tensor, mask: Tensor, width: int) -> Tensor:
+    # Rows have different counts: pad each system with unit equations whose solution is 0.
+    columns = torch.argsort(mask.to(torch.int8), dim=1, descending=True, stable=True)[:, :width]
+    real = torch.gather(mask, 1, columns)
+    systems = hessian[columns[:, :, None], columns[:, None, :]]
+    both = real[:, :, None] & real[:, None, :]
+    identity = torch.eye(width, dtype=hessian.dtype)
+    systems = torch.where(both, systems, identity)
+    right = torch.where(real, torch.gather(pull, 1, columns), torch.zeros(()))
+    solved = torch.linalg.solve(systems, right[:, :, None])[:, :, 0]
+    return torch.zeros_like(pull).scatter_(1, columns, torch.where(real, solved, torch.zeros(())))
