@@ -1,0 +1,91 @@
+"""The support of a private stream: where the private data pulls and the public text does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from libortho import sieve
+from libortho.errors import NumericsError
+from libortho.model import linear, linears
+from libortho.privacy.encode import Encoded, pad
+from libortho.progress import Progress, silent
+from libortho.tune.fisher import fisher, groups
+from libortho.tune.options import TuneOptions
+
+_BATCH = 8
+
+
+def contrast_masks(
+    model: Any,
+    private: Sequence[Encoded],
+    public: Tensor,
+    options: TuneOptions,
+    progress: Progress = silent,
+) -> dict[str, Tensor]:
+    """Boolean masks [N, K] per converted linear, ``options.density`` of the weights in all.
+
+    Args:
+        model: a converted model; the caller sets α.
+        private: the private examples.
+        public: public windows, int64 [n, T]; ``options.fisher_windows`` of them are used.
+
+    Raises:
+        NumericsError: a layer that the private data does not reach (its Fisher is all zero).
+    """
+    names = list(linears(model))
+    windows = public[: options.fisher_windows]
+    scores: dict[str, Tensor] = {}
+    unreached: list[str] = []
+    masks: dict[str, Tensor] = {}
+    parts = groups(model, names)
+    for part in parts:
+        inside = fisher(
+            model,
+            part,
+            _examples(private),
+            stage="private Fisher",
+            total=len(private),
+            progress=progress,
+        )
+        outside = fisher(
+            model,
+            part,
+            _windows(windows),
+            stage="public Fisher",
+            total=len(windows),
+            progress=progress,
+        )
+        for name in part:
+            if not bool(inside[name].any()):
+                unreached.append(name)
+            scores[name] = sieve.contrast(inside[name], outside[name])
+        if options.budget == "uniform":
+            # Nothing compares across layers: take the support now, so that scores need not stay.
+            sizes = {name: scores[name].numel() for name in part}
+            counts = sieve.budget(sizes, options.density, {}, "uniform")
+            masks |= {name: sieve.top_k(scores.pop(name), counts[name]).cpu() for name in part}
+    if unreached:
+        raise NumericsError(f"the private data has no gradient in: {', '.join(unreached)}")
+    if options.budget == "global":
+        sizes = {name: linear(model, name).weight.numel() for name in names}
+        counts = sieve.budget(sizes, options.density, scores, "global")
+        masks = {name: sieve.top_k(scores[name], counts[name]).cpu() for name in names}
+    return masks
+
+
+def _examples(private: Sequence[Encoded]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    for start in range(0, len(private), _BATCH):
+        batch = pad(private[start : start + _BATCH])
+        position = torch.arange(batch.input_ids.shape[1])
+        wanted = (position >= batch.prompt_lengths[:, None]) & (batch.attention_mask == 1)
+        yield batch.input_ids, batch.attention_mask, wanted
+
+
+def _windows(windows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    for chunk in windows.split(_BATCH):
+        everything = torch.ones_like(chunk)
+        yield chunk, everything, everything.bool()
