@@ -1,0 +1,1 @@
+"""Perplexity, arithmetic, texts to measure on, and other processes to compare with."""

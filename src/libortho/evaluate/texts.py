@@ -1,0 +1,120 @@
+"""Texts that perplexity is measured on; each is known by its sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import lzma
+import pydoc_data.topics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from libortho.errors import ConfigError, FormatError
+from libortho.evaluate import perplexity
+
+SEPARATOR = "<|endoftext|>"
+"""A line that stands between two documents of a text file."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents to measure on.
+
+    Attributes:
+        name: as shown in tables.
+        sha256: of the file's bytes as stored; of the joined UTF-8 text where there is no file.
+        documents: in order, none empty.
+    """
+
+    name: str
+    sha256: str
+    documents: tuple[str, ...]
+
+
+def heldout() -> Text:
+    """Held-out samples of the reference model, shipped as package data.
+
+    They follow the recipe of the calibration and replay samples and are used for neither.
+    """
+    resource = importlib.resources.files("libortho") / "reference" / "text" / "heldout.txt.xz"
+    if not resource.is_file():
+        raise FormatError(
+            f"{resource} is missing from this installation; install libortho again, or give "
+            "your own text with --text FILE"
+        )
+    return _parse("heldout", resource.read_bytes(), compressed=True)
+
+
+def pydoc_topics() -> Text:
+    """CPython's own documentation of the language, one document a topic, by topic name."""
+    topics = pydoc_data.topics.topics
+    documents = tuple(topics[name] for name in sorted(topics) if topics[name].strip())
+    joined = "\n".join(documents).encode()
+    return Text("pydoc", hashlib.sha256(joined).hexdigest(), documents)
+
+
+def read_text(path: str | Path) -> Text:
+    """A user's UTF-8 text, ``.xz`` compressed or plain.
+
+    Raises:
+        FormatError: where it is neither, or empty.
+    """
+    source = Path(path)
+    return _parse(source.name, source.read_bytes(), compressed=source.suffix == ".xz")
+
+
+def windows(text: Text, tokenizer: Any, length: int, tokens: int | None = None) -> Tensor:
+    """Tokenise each document on its own, join the ids and cut them into windows.
+
+    What the tokenizer's post-processor puts before a sequence thus stands before each document.
+
+    Args:
+        text: what to measure on.
+        tokenizer: of the model that is measured.
+        length: tokens of a window, usually the model's context.
+        tokens: how many are wanted, rounded up to a whole window; all by default.
+
+    Returns:
+        [n, length] int64.
+
+    Raises:
+        ConfigError: where the text does not hold that many.
+    """
+    wanted = None if tokens is None else -(-tokens // length) * length
+    ids: list[int] = []
+    for document in text.documents:
+        ids.extend(tokenizer(document, verbose=False)["input_ids"])
+        if wanted is not None and len(ids) >= wanted:
+            break
+    if len(ids) < (wanted or length):
+        raise ConfigError(
+            f"text {text.name} holds {len(ids)} tokens, {wanted or length} were asked for; ask "
+            "for fewer, or give a longer text"
+        )
+    return perplexity.windows(torch.tensor(ids[:wanted]), length)
+
+
+def _parse(name: str, data: bytes, *, compressed: bool) -> Text:
+    try:
+        content = (lzma.decompress(data) if compressed else data).decode("utf-8")
+    except lzma.LZMAError as error:
+        raise FormatError(f"text {name}: not an xz file: {error}") from error
+    except UnicodeDecodeError as error:
+        raise FormatError(f"text {name}: not UTF-8 at byte {error.start}") from error
+    documents: list[str] = []
+    current: list[str] = []
+    for line in [*content.split("\n"), SEPARATOR]:
+        if line.rstrip("\r") != SEPARATOR:
+            current.append(line)
+            continue
+        document = "\n".join(current)
+        if document.strip():
+            documents.append(document)
+        current = []
+    if not documents:
+        raise FormatError(f"text {name}: it is empty")
+    return Text(name, hashlib.sha256(data).hexdigest(), tuple(documents))
