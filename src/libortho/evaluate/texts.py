@@ -35,18 +35,17 @@ class Text:
     documents: tuple[str, ...]
 
 
+def calibration() -> Text:
+    """Samples of the reference model for calibration and replay, shipped as package data."""
+    return _shipped("calibration")
+
+
 def heldout() -> Text:
     """Held-out samples of the reference model, shipped as package data.
 
     They follow the recipe of the calibration and replay samples and are used for neither.
     """
-    resource = importlib.resources.files("libortho") / "reference" / "text" / "heldout.txt.xz"
-    if not resource.is_file():
-        raise FormatError(
-            f"{resource} is missing from this installation; install libortho again, or give "
-            "your own text with --text FILE"
-        )
-    return _parse("heldout", resource.read_bytes(), compressed=True)
+    return _shipped("heldout")
 
 
 def pydoc_topics() -> Text:
@@ -96,6 +95,16 @@ def windows(text: Text, tokenizer: Any, length: int, tokens: int | None = None) 
             "for fewer, or give a longer text"
         )
     return perplexity.windows(torch.tensor(ids[:wanted]), length)
+
+
+def _shipped(name: str) -> Text:
+    resource = importlib.resources.files("libortho") / "reference" / "text" / f"{name}.txt.xz"
+    if not resource.is_file():
+        raise FormatError(
+            f"{resource} is missing from this installation; install libortho again, or give "
+            "your own text with --text FILE"
+        )
+    return _parse(name, resource.read_bytes(), compressed=True)
 
 
 def _parse(name: str, data: bytes, *, compressed: bool) -> Text:

@@ -13,20 +13,21 @@ from libortho.errors import NumericsError
 from libortho.model import linear, linears
 from libortho.privacy.encode import Encoded, pad
 from libortho.progress import Progress, silent
+from libortho.streams.ortho import CsrLayer, csr_from_dense
 from libortho.tune.fisher import fisher, groups
 from libortho.tune.options import TuneOptions
 
 _BATCH = 8
 
 
-def contrast_masks(
+def contrast_supports(
     model: Any,
     private: Sequence[Encoded],
     public: Tensor,
     options: TuneOptions,
     progress: Progress = silent,
-) -> dict[str, Tensor]:
-    """Boolean masks [N, K] per converted linear, ``options.density`` of the weights in all.
+) -> dict[str, CsrLayer]:
+    """An all-zero CSR layer per converted linear, ``options.density`` of the weights in all.
 
     Args:
         model: a converted model; the caller sets α.
@@ -40,7 +41,7 @@ def contrast_masks(
     windows = public[: options.fisher_windows]
     scores: dict[str, Tensor] = {}
     unreached: list[str] = []
-    masks: dict[str, Tensor] = {}
+    supports: dict[str, CsrLayer] = {}
     parts = groups(model, names)
     for part in parts:
         inside = fisher(
@@ -67,14 +68,19 @@ def contrast_masks(
             # Nothing compares across layers: take the support now, so that scores need not stay.
             sizes = {name: scores[name].numel() for name in part}
             counts = sieve.budget(sizes, options.density, {}, "uniform")
-            masks |= {name: sieve.top_k(scores.pop(name), counts[name]).cpu() for name in part}
+            supports |= {name: _empty(scores.pop(name), counts[name]) for name in part}
     if unreached:
         raise NumericsError(f"the private data has no gradient in: {', '.join(unreached)}")
     if options.budget == "global":
         sizes = {name: linear(model, name).weight.numel() for name in names}
         counts = sieve.budget(sizes, options.density, scores, "global")
-        masks = {name: sieve.top_k(scores[name], counts[name]).cpu() for name in names}
-    return masks
+        supports = {name: _empty(scores[name], counts[name]) for name in names}
+    return supports
+
+
+def _empty(score: Tensor, count: int) -> CsrLayer:
+    mask = sieve.top_k(score, count).cpu()
+    return csr_from_dense(torch.zeros(mask.shape), mask)
 
 
 def _examples(private: Sequence[Encoded]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
