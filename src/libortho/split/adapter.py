@@ -1,0 +1,96 @@
+"""A PEFT LoRA adapter read as factors: ΔW = scaling · B · A (Hu et al., arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from peft import LoraConfig, PeftConfig
+from peft.utils import get_pattern_key
+from safetensors.torch import load_file
+from torch import Tensor
+
+from libortho.errors import CheckpointError, UnsupportedLayer
+from libortho.streams.ortho import LowRankLayer
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a PEFT adapter stands in this directory."""
+    return (Path(path) / CONFIG).is_file()
+
+
+def read_adapter(
+    path: str | Path, shapes: Mapping[str, tuple[int, int]]
+) -> dict[str, LowRankLayer]:
+    """Read a LoRA adapter as low-rank layers, in the adapter's own dtype.
+
+    Args:
+        path: a directory written by PEFT's ``save_pretrained``.
+        shapes: the converted linears, (N, K) by name: only these can take a stream.
+
+    Raises:
+        CheckpointError: the files are missing or incomplete.
+        UnsupportedLayer: the adapter is no plain LoRA, or touches what no stream can hold; the
+            whole list.
+    """
+    directory = Path(path)
+    config = PeftConfig.from_pretrained(str(directory))
+    if not (directory / WEIGHTS).is_file():
+        raise CheckpointError(f"{directory}: no {WEIGHTS}; save the adapter with safetensors")
+    if not isinstance(config, LoraConfig):
+        raise UnsupportedLayer(f"{directory}: a {config.peft_type} adapter; expected LoRA. Merge "
+                               "it into the checkpoint and give that with --tuned")
+    problems = _unsupported(config)
+    factors: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in load_file(directory / WEIGHTS).items():
+        layer, kind = _split_name(name)
+        if kind is None or layer not in shapes:
+            problems.append(f"tensor {name} belongs to no converted linear")
+        else:
+            factors.setdefault(layer, {})[kind] = tensor
+    layers = {}
+    for layer, parts in factors.items():
+        if set(parts) != {"lora_A", "lora_B"}:
+            problems.append(f"{layer} has {', '.join(sorted(parts))} only")
+            continue
+        found = LowRankLayer(parts["lora_A"], parts["lora_B"], _scaling(config, layer))
+        if found.shape != shapes[layer]:
+            problems.append(f"{layer} is {found.shape}, the base has {shapes[layer]}")
+        layers[layer] = found
+    if problems:
+        raise UnsupportedLayer(f"{directory}: " + "; ".join(problems) + ". Train the adapter on "
+                               "converted linears only, without these options")
+    return layers
+
+
+def _unsupported(config: LoraConfig) -> list[str]:
+    checks = {
+        "use_dora": bool(config.use_dora),
+        "bias": config.bias != "none",
+        "lora_bias": bool(getattr(config, "lora_bias", False)),
+        "modules_to_save": bool(config.modules_to_save),
+        "fan_in_fan_out": bool(config.fan_in_fan_out),
+        "layer_replication": bool(getattr(config, "layer_replication", None)),
+        "target_parameters": bool(getattr(config, "target_parameters", None)),
+        "trainable_token_indices": bool(getattr(config, "trainable_token_indices", None)),
+    }
+    return [f"option {name} is set" for name, found in checks.items() if found]
+
+
+def _split_name(name: str) -> tuple[str, str | None]:
+    stem = name.removeprefix(_PREFIX).removesuffix(".weight")
+    layer, _, kind = stem.rpartition(".")
+    return layer, kind if kind in ("lora_A", "lora_B") else None
+
+
+def _scaling(config: LoraConfig, layer: str) -> float:
+    rank_key = get_pattern_key((config.rank_pattern or {}).keys(), layer)
+    alpha_key = get_pattern_key((config.alpha_pattern or {}).keys(), layer)
+    rank = (config.rank_pattern or {}).get(rank_key, config.r)
+    lora_alpha = (config.alpha_pattern or {}).get(alpha_key, config.lora_alpha)
+    return float(lora_alpha / (math.sqrt(rank) if config.use_rslora else rank))

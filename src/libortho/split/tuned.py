@@ -1,0 +1,107 @@
+"""A privately tuned checkpoint beside the base: where they may differ, and where they do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from libortho.checkpoint import Checkpoint
+from libortho.errors import CheckpointError, UnsupportedLayer
+from libortho.streams.base import BaseStream
+
+
+class TunedCheckpoint:
+    """A tuned checkpoint whose linears differ from the public ones, and nothing else does.
+
+    Args:
+        source: the checkpoint directory.
+        base: the base that was made from the public checkpoint.
+
+    Raises:
+        CheckpointError: a linear of the base is missing or has another shape.
+        UnsupportedLayer: something outside the converted linears differs; the whole list.
+    """
+
+    def __init__(self, source: str | Path, base: BaseStream) -> None:
+        self.checkpoint = Checkpoint(source)
+        self._base = base
+        present = set(self.checkpoint.names())
+        wrong = [
+            f"{name}.weight" for name, shape in base.layers.items()
+            if f"{name}.weight" not in present
+            or self.checkpoint.shape(f"{name}.weight") != tuple(shape)
+        ]
+        if wrong:
+            raise CheckpointError(f"{self.checkpoint.path}: missing, or of another shape than in "
+                                  f"the base: {', '.join(wrong)}")
+        differences = [*self._tensors(), *self._tokenizer(), *self._configuration()]
+        if differences:
+            raise UnsupportedLayer(
+                f"{self.checkpoint.path} differs from the public checkpoint outside its linears, "
+                "where no gate can act, so its base would not be public:\n  "
+                + "\n  ".join(differences)
+                + "\nTune the linear weights only, or start from a public checkpoint that has "
+                "these already"
+            )
+
+    def weight(self, name: str) -> Tensor:
+        """The tuned weight of a linear, fp32 [N, K]."""
+        return self.checkpoint.tensor(f"{name}.weight").float()
+
+    def _tensors(self) -> list[str]:
+        linears = {f"{name}.weight" for name in self._base.layers}
+        theirs = set(self.checkpoint.names()) - linears
+        ours = set(self._base.other_names())
+        tied = {"lm_head.weight"} if getattr(self._base.config, "tie_word_embeddings", 0) else set()
+        found = [f"tensor {name}: added" for name in sorted(theirs - ours - tied)]
+        found += [f"tensor {name}: missing" for name in sorted(ours - theirs - tied)]
+        if theirs & tied and "model.embed_tokens.weight" in ours:
+            head = self.checkpoint.tensor("lm_head.weight").float()
+            if not torch.equal(head, self._base.tensor("model.embed_tokens.weight").float()):
+                found.append("tensor lm_head.weight: untied from the embeddings")
+        for name in sorted(theirs & ours):
+            public, tuned = self._base.tensor(name), self.checkpoint.tensor(name)
+            if public.shape != tuned.shape:
+                found.append(f"tensor {name}: shape {list(tuned.shape)}, "
+                             f"public {list(public.shape)}")
+            elif not torch.equal(public.float(), tuned.float()):
+                found.append(f"tensor {name}: values differ")
+        return found
+
+    def _tokenizer(self) -> list[str]:
+        if not any((self.checkpoint.path / name).is_file()
+                   for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
+            return []
+        ours, theirs = self._base.checkpoint.tokenizer(), self.checkpoint.tokenizer()
+        found = []
+        added = sorted(set(theirs.get_vocab()) - set(ours.get_vocab()))
+        if added:
+            found.append(f"tokenizer: added tokens {', '.join(map(repr, added[:20]))}")
+        elif ours.get_vocab() != theirs.get_vocab():
+            found.append("tokenizer: another vocabulary")
+        elif _backend(ours) != _backend(theirs):
+            found.append("tokenizer: splits or post-processes text in another way")
+        if ours.chat_template != theirs.chat_template:
+            found.append("tokenizer: another chat template")
+        return found
+
+    def _configuration(self) -> list[str]:
+        ignored = {"dtype", "torch_dtype", "transformers_version", "quantization_config",
+                   "_name_or_path", "use_cache"}
+        ours, theirs = self._base.config.to_dict(), self.checkpoint.config.to_dict()
+        return [
+            f"config.json: {key} is {theirs.get(key)!r}, public {ours.get(key)!r}"
+            for key in sorted(set(ours) | set(theirs) - ignored)
+            if key not in ignored and ours.get(key) != theirs.get(key)
+        ]
+
+
+def _backend(tokenizer: Any) -> Mapping[str, Any]:
+    state: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Left behind by calls that pad or truncate; no part of how text becomes tokens.
+    return {key: value for key, value in state.items() if key not in ("padding", "truncation")}
