@@ -1,0 +1,303 @@
+"""Turn records into one self-contained HTML page: no network, light and dark, printable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from pydantic import JsonValue
+
+from libortho.errors import ConfigError
+from libortho.records import RawFile, Record, write_atomic
+from libortho.report import plots, view, words
+from libortho.report.view import Cell, Way
+
+MARKS = {"PASS": "✓", "FAIL": "✕", "VOID": "∅"}
+PLOT_WORDS = {
+    "training": (
+        "Loss and recall while the private data was being learned: a loss that falls and a recall "
+        "that reaches 100% are good, for without memory there is nothing to switch off."
+    ),
+    "exposures": (
+        "How far each secret stands out among others of its kind: at α = 0 members should look "
+        "like controls (left column: overlap is good), at α = 1 they should stand far to the right."
+    ),
+    "perplexities": (
+        "How much worse each state predicts held-out text than the FP model: shorter bars are "
+        "better, and 1× is no loss at all."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """One headline number: what it is, its value, and which direction is good."""
+
+    label: str
+    cell: Cell
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One record, ready for the template."""
+
+    record: Record
+    ident: str
+    mark: str
+    sentence: str
+    command: str
+    sha256: str
+    link: str | None
+    ways: Sequence[Way]
+    columns: Sequence[str]
+    table: Mapping[str, Sequence[tuple[str, Sequence[Cell]]]]
+    cards: Sequence[Card]
+    findings: Sequence[words.Finding]
+    plots: Sequence[tuple[Markup | None, str]]
+    others: Sequence[tuple[str, str]]
+    raw_files: Sequence[RawFile]
+
+
+def render(records: Sequence[Record], out: Path) -> Path:
+    """Write the report of ``records`` to ``out`` and return its path.
+
+    Records of one experiment share a section; the same records give the same bytes.
+
+    Args:
+        records: At least one record, in any order.
+        out: The HTML file; its folder is made.
+
+    Raises:
+        ConfigError: No record was given.
+        FormatError: Raw scores kept outside a record are absent or altered.
+    """
+    if not records:
+        raise ConfigError(
+            "a report needs at least one record: run `libortho demo` or "
+            "`libortho experiment NAME`, which write one"
+        )
+    ordered = sorted(records, key=lambda r: (_rank(r), r.experiment, r.seeds, r.created))
+    runs = [_run(record, f"r{i}", out) for i, record in enumerate(ordered)]
+    sections: dict[str, list[Run]] = {}
+    for run in runs:
+        sections.setdefault(run.record.experiment, []).append(run)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    files = resources.files("libortho.report")
+    template = environment.from_string((files / "page.html").read_text(encoding="utf-8"))
+    page = template.render(
+        style=Markup((files / "style.css").read_text(encoding="utf-8")),
+        headline=runs[0],
+        runs=runs,
+        sections=sections,
+        seeds_tables={name: _across(group) for name, group in sections.items()},
+        column_words=view.COLUMNS,
+        states=view.STATES,
+        marks=MARKS,
+    )
+    # "α = 0" is one word to a reader: keep it on one line.
+    write_atomic(out, page.replace("α = ", "α\u00a0=\u00a0"))
+    return out
+
+
+def _rank(record: Record) -> int:
+    known = record.experiment in view.ORDER
+    return view.ORDER.index(record.experiment) if known else len(view.ORDER)
+
+
+def _run(record: Record, ident: str, out: Path) -> Run:
+    found = view.ways(record)
+    command = view.command_for(record)
+    columns = view.columns(record, found)
+    judged = record.experiment in view.CANARY_EXPERIMENTS
+    gate = record.config.get("ppl_gate")
+    drawn = {
+        "training": plots.training(found, f"{ident}t"),
+        "exposures": plots.exposures(found, f"{ident}e"),
+        "perplexities": plots.perplexities(
+            found, float(gate) if isinstance(gate, int | float) else None, f"{ident}p"
+        ),
+    }
+    cards = _cards(record, found, command) if judged else []
+    return Run(
+        record=record,
+        ident=ident,
+        mark=MARKS[record.verdict],
+        sentence=words.verdict_sentence(record, found),
+        command=command,
+        sha256=record.sha256(),
+        link=_link(record, out),
+        ways=found,
+        columns=columns,
+        table={
+            way.name: [
+                (state, [view.cell(way, column, state, command) for column in columns])
+                for state in view.STATES
+            ]
+            for way in found
+        },
+        cards=cards,
+        findings=[words.finding(way) for way in found] if judged else [],
+        plots=[(svg, PLOT_WORDS[name]) for name, svg in drawn.items() if svg or judged],
+        others=_others(record, found, judged),
+        raw_files=[
+            raw
+            for raw in (record.raw, *(m.raw for m in record.methods.values()))
+            if isinstance(raw, RawFile)
+        ],
+    )
+
+
+def _cards(record: Record, found: Sequence[Way], command: str) -> list[Card]:
+    top = Way("all", "", "", _whole(record.figures.get("members")), record.figures, {})
+    missing = Cell("missing", command, kind="missing")
+    judged = [way for way in found if way.guarantee == "exact"] or list(found)
+    recited = {
+        state: [pair for way in judged if (pair := way.recited(state))]
+        for state in ("alpha0", "alpha1")
+    }
+    identical = record.figures.get("identical_alpha0")
+    calls, expected = top.number("native_op_calls"), top.number("expected_op_calls")
+    worst = min(recited["alpha1"]) if recited["alpha1"] else top.recited("alpha1")
+    leaked = max(recited["alpha0"]) if recited["alpha0"] else top.recited("alpha0")
+    pydoc = _ratio(top, "ppl_pydoc_alpha1", "ppl_pydoc_fp")
+    density, seconds = top.number("density"), top.number("seconds")
+    return [
+        Card("Recited, stream on", _share(worst, missing), "higher is better: the power gate"),
+        Card("Recited, stream off", _share(leaked, missing, bad=True), "0 is wanted"),
+        Card(
+            "Bit-identical at α = 0",
+            Cell("yes" if identical else "no", bad=not identical)
+            if isinstance(identical, bool)
+            else missing,
+            "yes is wanted: every compared logit equals the base's",
+        ),
+        Card(
+            "Perplexity at α = 1",
+            view.cell(top, "ppl", "alpha1", command),
+            "to the FP model; nearer to 1 is better",
+        ),
+        Card(
+            "Same, real text",
+            missing if pydoc is None else Cell(f"{pydoc:.4f}×", _interval(top)),
+            "CPython's documentation; nearer to 1 is better",
+        ),
+        Card(
+            "Density of private",
+            missing
+            if density is None
+            else Cell(f"{100 * density:.2f}%", _figure(top, "bits_per_weight", "bits per weight")),
+            "share of the weights it touches; lower is better",
+        ),
+        Card(
+            "Native calls",
+            missing
+            if calls is None or expected is None
+            else Cell(f"{calls:,.0f}", f"of {expected:,.0f} expected", bad=calls != expected),
+            "must be equal: our kernel did the work",
+        ),
+        Card(
+            "Time",
+            missing if seconds is None else Cell(f"{seconds:,.0f} s"),
+            "the whole run; lower is better",
+        ),
+    ]
+
+
+def _across(group: Sequence[Run]) -> list[tuple[str, list[tuple[str, list[Cell]]]]]:
+    """For several runs of one experiment: per way, one row a run and one for all of them."""
+    if len(group) < 2:
+        return []
+    names = list(dict.fromkeys(way.name for run in group for way in run.ways))
+    table = []
+    for name in names:
+        rows = []
+        pooled: dict[str, list[tuple[int, int]]] = {"alpha1": [], "alpha0": []}
+        for run in group:
+            missing = Cell("missing", run.command, kind="missing")
+            way = next((way for way in run.ways if way.name == name), None)
+            seeds = ", ".join(map(str, run.record.seeds))
+            if way is None:
+                rows.append((f"seed {seeds}", [missing] * 6))
+                continue
+            cells = []
+            for state in ("alpha1", "alpha0"):
+                pair = way.recited(state)
+                pooled[state] += [pair] if pair else []
+                cells.append(_share(pair, missing, bad=state == "alpha0"))
+            cells += [view.cell(way, "exposure", s, run.command) for s in ("alpha1", "alpha0")]
+            cells.append(view.cell(way, "ppl", "alpha1", run.command))
+            density = way.number("density")
+            cells.append(missing if density is None else Cell(f"{100 * density:.2f}%"))
+            rows.append((f"seed {seeds}", cells))
+        if any(pooled.values()):
+            sums = [
+                _share((sum(k for k, _ in pairs), sum(n for _, n in pairs)), Cell("—"), bad=off)
+                for pairs, off in ((pooled["alpha1"], False), (pooled["alpha0"], True))
+            ]
+            rows.append(("all seeds", [*sums, *[Cell("", kind="absent")] * 4]))
+            table.append((name, rows))
+    return table
+
+
+def _others(record: Record, found: Sequence[Way], judged: bool) -> list[tuple[str, str]]:
+    """Figures that neither the cards nor the table show, as name and text."""
+    shown = {f"{stem}_{s}" for stem in ("ppl", "bytes", "extracted") for s in view.STATES}
+    listed = [] if judged else [(k, v) for k, v in record.figures.items()]
+    listed += [(f"{w.name}: {k}", v) for w in found for k, v in w.figures.items() if k not in shown]
+    return [(key, _text(value)) for key, value in listed]
+
+
+def _text(value: JsonValue) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    if isinstance(value, dict):
+        return "; ".join(f"{k} {_text(v)}" for k, v in value.items())
+    return "—" if value is None else str(value)
+
+
+def _share(pair: tuple[int, int] | None, missing: Cell, bad: bool = False) -> Cell:
+    if pair is None or pair[1] == 0:
+        return missing
+    made = view.proportion(*pair)
+    return Cell(made.text, made.detail, bad=bad and pair[0] > 0)
+
+
+def _ratio(way: Way, value: str, reference: str) -> float | None:
+    above, below = way.number(value), way.number(reference)
+    return above / below if above is not None and below else None
+
+
+def _interval(way: Way) -> str:
+    ends = way.figures.get("ppl_ratio_pydoc_alpha1_interval")
+    if isinstance(ends, list) and len(ends) == 2 and all(isinstance(e, int | float) for e in ends):
+        return f"[{ends[0]:.4f}, {ends[1]:.4f}]"
+    return ""
+
+
+def _figure(way: Way, key: str, unit: str) -> str:
+    value = way.number(key)
+    return "" if value is None else f"{value:.3f} {unit}"
+
+
+def _whole(value: JsonValue) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _link(record: Record, out: Path) -> str | None:
+    """The record's file as an address relative to the report, where it lies at or below it."""
+    if record.source is None:
+        return None
+    source, folder = record.source.resolve(), out.resolve().parent
+    return quote(str(source.relative_to(folder))) if source.is_relative_to(folder) else None

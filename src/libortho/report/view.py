@@ -1,0 +1,250 @@
+"""What a record says about each way in: cells of the table, taken from figures and raw scores.
+
+Figures are read by the names of the demo's JSON (``ppl_alpha1``, ``extracted_alpha0``, …), with
+the five states of :data:`STATES` as suffixes. A key that is absent is *missing* (a red cell with
+the command that makes it); a key that is null was deliberately not part of the run; a text, such as
+``not applicable: identical``, is shown as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Literal
+
+from pydantic import JsonValue
+
+from libortho import records
+from libortho.privacy.statistics import clopper_pearson
+from libortho.records import Record
+
+STATES: Mapping[str, str] = {
+    "fp": "FP model",
+    "int4": "stock INT4",
+    "alpha0": "α = 0",
+    "repair": "α = repair",
+    "alpha1": "α = 1",
+}
+COLUMNS: Mapping[str, tuple[str, str]] = {
+    "recites": ("Secrets recited", "k of n [95% interval]; wanted: all at α = 1, none at α = 0"),
+    "nll": (
+        "Secret NLL",
+        "nats, members | controls; far below the controls means the secrets are known",
+    ),
+    "exposure": ("Exposure", "bits, members | controls; lower is better at α = 0"),
+    "ppl": ("Perplexity ratio", "to the FP model this way stands for; nearer to 1 is better"),
+    "bytes": ("Bytes on disk", "lower is better"),
+}
+CANARY_EXPERIMENTS = ("demo", "killswitch")
+ORDER = (
+    "demo",
+    "killswitch",
+    "utility",
+    "genius",
+    "performance",
+    "separation",
+    "alpha-sweep",
+    "dp",
+)
+WAYS: Mapping[str, tuple[str, str]] = {
+    "tune": ("exact", "the private data is trained into the private stream only; base frozen"),
+    "delta": ("exact", "a privately tuned checkpoint, minus the public base"),
+    "residual": ("measured", "one mixed checkpoint: INT4 base, largest rounding residuals outside"),
+}
+
+Scores = tuple[list[float], list[float]]
+"""Values of members and of controls."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text, a smaller second line, and whether something is missing or bad."""
+
+    text: str
+    detail: str = ""
+    kind: Literal["value", "absent", "missing"] = "value"
+    bad: bool = False
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way in of one record, with its raw scores loaded."""
+
+    name: str
+    guarantee: str
+    explanation: str
+    members: int | None
+    figures: Mapping[str, JsonValue]
+    raw: Mapping[str, JsonValue] = field(repr=False)
+
+    def number(self, key: str) -> float | None:
+        """The figure ``key`` where it is a number."""
+        value = self.figures.get(key)
+        return float(value) if isinstance(value, int | float) else None
+
+    def scores(self, kind: str, state: str) -> Scores | None:
+        """Raw values of members and controls, such as ``scores("nll", "alpha0")``."""
+        pair = _mapping(_mapping(self.raw.get(kind)).get(state))
+        members, controls = _numbers(pair.get("members")), _numbers(pair.get("controls"))
+        return (members, controls) if members else None
+
+    def curve(self) -> list[Mapping[str, JsonValue]]:
+        """Training history: mappings with step, loss, recall and lr, where known."""
+        points = self.raw.get("curve")
+        return [_mapping(point) for point in points] if isinstance(points, list) else []
+
+    def recited(self, state: str) -> tuple[int, int] | None:
+        """How many members are recited whole, of how many."""
+        exact = self.scores("exact", state)
+        if exact is not None:
+            return round(sum(exact[0])), len(exact[0])
+        count = self.number(f"extracted_{state}")
+        recall = self.number(f"recall_{state}")
+        if self.members is None or (count is None and recall is None):
+            return None
+        return round(count if count is not None else (recall or 0) * self.members), self.members
+
+    def ratio(self, state: str) -> float | None:
+        """Perplexity of ``state`` over that of the FP model this way stands for."""
+        reference, value = self.number("ppl_fp"), self.number(f"ppl_{state}")
+        return value / reference if reference and value is not None else None
+
+
+def command_for(record: Record) -> str:
+    """The command that makes a record of this experiment."""
+    demo = record.experiment == "demo"
+    return "libortho demo" if demo else f"libortho experiment {record.experiment}"
+
+
+def ways(record: Record) -> list[Way]:
+    """The record's ways in, the known ones first.
+
+    Raises:
+        FormatError: Raw scores kept outside the record are absent or altered.
+    """
+    names = [name for name in WAYS if name in record.methods]
+    names += [name for name in record.methods if name not in WAYS]
+    found = []
+    for name in names:
+        method = record.methods[name]
+        guarantee, explanation = WAYS.get(name, ("", ""))
+        members = method.figures.get("members", record.figures.get("members"))
+        found.append(
+            Way(
+                name=name,
+                guarantee=str(method.figures.get("guarantee", guarantee)),
+                explanation=explanation,
+                members=members if isinstance(members, int) else None,
+                figures=method.figures,
+                raw=records.load_raw(record, method.raw),
+            )
+        )
+    return found
+
+
+def columns(record: Record, found: Sequence[Way]) -> list[str]:
+    """The columns the record's table has: all where canaries are judged, else those with data."""
+    if record.experiment in CANARY_EXPERIMENTS:
+        return list(COLUMNS)
+    return [
+        column
+        for column in COLUMNS
+        if any(cell(way, column, state, "").kind == "value" for way in found for state in STATES)
+    ]
+
+
+def cell(way: Way, column: str, state: str, command: str) -> Cell:
+    """The cell of ``column`` in the row ``state`` of one way."""
+    made = {
+        "recites": _recites,
+        "nll": _nll,
+        "exposure": _exposure,
+        "ppl": _perplexity,
+        "bytes": _bytes,
+    }[column](way, state)
+    if made is not None:
+        return made
+    keys = {
+        "recites": (f"extracted_{state}", f"recall_{state}"),
+        "nll": (f"nll_{state}",),
+        "exposure": (f"exposure_{state}",),
+        "ppl": (f"ppl_{state}",),
+        "bytes": (f"bytes_{state}",),
+    }[column]
+    for key in keys:
+        if isinstance(value := way.figures.get(key), str):
+            return Cell(value)
+        if key in way.figures:
+            return Cell("—", "not part of this run", kind="absent")
+    return Cell("missing", command, kind="missing")
+
+
+def proportion(count: int, total: int) -> Cell:
+    """``k/n`` with its 95% Clopper–Pearson interval in percent."""
+    interval = clopper_pearson(count, total)
+    return Cell(f"{count}/{total}", f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]%")
+
+
+def size(count: float) -> str:
+    """A number of bytes in the decimal unit that keeps it readable."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"
+
+
+def _recites(way: Way, state: str) -> Cell | None:
+    found = way.recited(state)
+    if found is None or found[1] == 0:
+        return None
+    made = proportion(*found)
+    return Cell(made.text, made.detail, bad=state == "alpha0" and found[0] > 0)
+
+
+def _nll(way: Way, state: str) -> Cell | None:
+    scores = way.scores("nll", state)
+    if scores is None:
+        return None
+    return Cell(_pair(*scores, digits=1), f"n = {len(scores[0])} | {len(scores[1])}")
+
+
+def _exposure(way: Way, state: str) -> Cell | None:
+    scores = way.scores("exposure", state)
+    if scores is not None:
+        return Cell(_pair(*scores, digits=2), f"n = {len(scores[0])} | {len(scores[1])}")
+    value = way.number(f"exposure_{state}")
+    return None if value is None else Cell(f"{value:.2f}")
+
+
+def _perplexity(way: Way, state: str) -> Cell | None:
+    value = way.number(f"ppl_{state}")
+    if value is None:
+        return None
+    ratio = way.ratio(state)
+    interval = _numbers(way.figures.get(f"ppl_ratio_{state}_interval"))
+    detail = f"PPL {value:.3f}"
+    if len(interval) == 2:
+        detail += f" [{interval[0]:.4f}, {interval[1]:.4f}]×"
+    return Cell("no FP figure" if ratio is None else f"{ratio:.4f}×", detail, bad=ratio is None)
+
+
+def _bytes(way: Way, state: str) -> Cell | None:
+    value = way.number(f"bytes_{state}")
+    return None if value is None else Cell(size(value))
+
+
+def _pair(members: list[float], controls: list[float], digits: int) -> str:
+    other = f"{fmean(controls):.{digits}f}" if controls else "no controls"
+    return f"{fmean(members):.{digits}f} | {other}"
+
+
+def _mapping(value: JsonValue) -> Mapping[str, JsonValue]:
+    return value if isinstance(value, dict) else {}
+
+
+def _numbers(value: JsonValue) -> list[float]:
+    if not isinstance(value, list):
+        return []
+    return [float(item) for item in value if isinstance(item, int | float)]
