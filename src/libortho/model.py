@@ -232,8 +232,15 @@ def _carry_alpha(model: nn.Module) -> None:
 
 
 def _check_cache(cache: Any, state: gate.Captured) -> None:
-    """Refuse a key-value cache that was filled under other streams or another α."""
-    if int(cache.get_seq_length()) and getattr(cache, "libortho_gate", None) != state.key:
+    """Refuse a key-value cache that was filled under other streams or another α.
+
+    A cache that was repeated row by row, as for beams or candidates, keeps its rows' α.
+    """
+    if not int(cache.get_seq_length()):
+        return
+    filled = getattr(cache, "libortho_gate", None)
+    times = len(state.key) // len(filled) if filled else 0
+    if not filled or tuple(row for row in filled for _ in range(times)) != state.key:
         raise AlphaError(
             "this key-value cache was filled under another alpha or other streams "
             "and would replay them; begin with an empty cache"

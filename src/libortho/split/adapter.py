@@ -43,8 +43,10 @@ def read_adapter(
     if not (directory / WEIGHTS).is_file():
         raise CheckpointError(f"{directory}: no {WEIGHTS}; save the adapter with safetensors")
     if not isinstance(config, LoraConfig):
-        raise UnsupportedLayer(f"{directory}: a {config.peft_type} adapter; expected LoRA. Merge "
-                               "it into the checkpoint and give that with --tuned")
+        raise UnsupportedLayer(
+            f"{directory}: a {config.peft_type} adapter; expected LoRA. Merge "
+            "it into the checkpoint and give that with --tuned"
+        )
     problems = _unsupported(config)
     factors: dict[str, dict[str, Tensor]] = {}
     for name, tensor in load_file(directory / WEIGHTS).items():
@@ -63,8 +65,10 @@ def read_adapter(
             problems.append(f"{layer} is {found.shape}, the base has {shapes[layer]}")
         layers[layer] = found
     if problems:
-        raise UnsupportedLayer(f"{directory}: " + "; ".join(problems) + ". Train the adapter on "
-                               "converted linears only, without these options")
+        raise UnsupportedLayer(
+            f"{directory}: " + "; ".join(problems) + ". Train the adapter on "
+            "converted linears only, without these options"
+        )
     return layers
 
 

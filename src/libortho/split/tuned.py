@@ -32,13 +32,16 @@ class TunedCheckpoint:
         self._base = base
         present = set(self.checkpoint.names())
         wrong = [
-            f"{name}.weight" for name, shape in base.layers.items()
+            f"{name}.weight"
+            for name, shape in base.layers.items()
             if f"{name}.weight" not in present
             or self.checkpoint.shape(f"{name}.weight") != tuple(shape)
         ]
         if wrong:
-            raise CheckpointError(f"{self.checkpoint.path}: missing, or of another shape than in "
-                                  f"the base: {', '.join(wrong)}")
+            raise CheckpointError(
+                f"{self.checkpoint.path}: missing, or of another shape than in "
+                f"the base: {', '.join(wrong)}"
+            )
         differences = [*self._tensors(), *self._tokenizer(), *self._configuration()]
         if differences:
             raise UnsupportedLayer(
@@ -67,15 +70,18 @@ class TunedCheckpoint:
         for name in sorted(theirs & ours):
             public, tuned = self._base.tensor(name), self.checkpoint.tensor(name)
             if public.shape != tuned.shape:
-                found.append(f"tensor {name}: shape {list(tuned.shape)}, "
-                             f"public {list(public.shape)}")
+                found.append(
+                    f"tensor {name}: shape {list(tuned.shape)}, public {list(public.shape)}"
+                )
             elif not torch.equal(public.float(), tuned.float()):
                 found.append(f"tensor {name}: values differ")
         return found
 
     def _tokenizer(self) -> list[str]:
-        if not any((self.checkpoint.path / name).is_file()
-                   for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
+        if not any(
+            (self.checkpoint.path / name).is_file()
+            for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+        ):
             return []
         ours, theirs = self._base.checkpoint.tokenizer(), self.checkpoint.tokenizer()
         found = []
@@ -91,8 +97,14 @@ class TunedCheckpoint:
         return found
 
     def _configuration(self) -> list[str]:
-        ignored = {"dtype", "torch_dtype", "transformers_version", "quantization_config",
-                   "_name_or_path", "use_cache"}
+        ignored = {
+            "dtype",
+            "torch_dtype",
+            "transformers_version",
+            "quantization_config",
+            "_name_or_path",
+            "use_cache",
+        }
         ours, theirs = self._base.config.to_dict(), self.checkpoint.config.to_dict()
         return [
             f"config.json: {key} is {theirs.get(key)!r}, public {ours.get(key)!r}"

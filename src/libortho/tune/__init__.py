@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from libortho import gate
+from libortho.evaluate.texts import Text, calibration, windows
 from libortho.model import attach_layers, linears
 from libortho.privacy.encode import encode
 from libortho.privacy.private_set import PrivateSet, read_jsonl
@@ -19,7 +20,6 @@ from libortho.privacy.score import score
 from libortho.progress import Progress, silent
 from libortho.streams.base import BaseStream
 from libortho.streams.ortho import STREAM_FOLDER, OrthoStream, check_name, write_stream
-from libortho.evaluate.texts import Text, calibration, windows
 from libortho.tune.options import TuneOptions, tune_options
 from libortho.tune.prepare import Ground, base_at, ground, teacher
 from libortho.tune.replay import Replay
