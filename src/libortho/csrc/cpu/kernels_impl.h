@@ -1,0 +1,435 @@
+// The kernels, written once over a vector type V; each instruction set's file instantiates them.
+//
+// V gives: T, Reg, Words, kWidth (lanes, divides 16), kRowVectors(m) (vectors of output rows held
+// at once for m batch rows), load, store, zero, broadcast, fma, mul, add, sum, load_as, store_as,
+// load_words, code<j>, unpack, gather, transpose8. Everything is reached through V, so each
+// instruction set gets its own symbols. Lanes of base kernels are output rows; lanes of stream
+// kernels are rows of the batch.
+#pragma once
+
+#include "../core/layout.h"
+#include "kernels.h"
+
+namespace orth {
+
+template <typename V>
+struct KernelsOf {
+  using T = typename V::T;
+  using Reg = typename V::Reg;
+
+  static void load(const void* data, DType type, int64_t count, T* out) {
+    const int64_t whole = count - count % V::kWidth;
+    const char* bytes = static_cast<const char*>(data);
+    for (int64_t i = 0; i < whole; i += V::kWidth) {
+      V::store(out + i, V::load_as(bytes + i * item_size(type), type));
+    }
+    for (int64_t i = whole; i < count; ++i) out[i] = load_item<T>(data, type, i);
+  }
+
+  static void store(const T* in, DType type, int64_t count, void* data) {
+    const int64_t whole = count - count % V::kWidth;
+    char* bytes = static_cast<char*>(data);
+    for (int64_t i = 0; i < whole; i += V::kWidth) {
+      V::store_as(bytes + i * item_size(type), type, V::load(in + i));
+    }
+    for (int64_t i = whole; i < count; ++i) store_item<T>(data, type, i, in[i]);
+  }
+
+  // ---- base ----
+
+  // One 8-input step of MT batch rows x RT vectors of output rows, nibble J and the ones above it.
+  template <int MT, int RT, int J>
+  static inline void word_step(const typename V::Words* words, const T* x, int64_t ldx,
+                               Reg (&sums)[MT][RT]) {
+    if constexpr (J < kTileInputs) {
+      Reg codes[RT];
+      for (int r = 0; r < RT; ++r) codes[r] = V::template code<J>(words[r]);
+      for (int i = 0; i < MT; ++i) {
+        const Reg value = V::broadcast(x[i * ldx + J]);
+        for (int r = 0; r < RT; ++r) sums[i][r] = V::fma(codes[r], value, sums[i][r]);
+      }
+      word_step<MT, RT, J + 1>(words, x, ldx, sums);
+    }
+  }
+
+  template <int MT, int RT>
+  static inline void add_group(const Reg (&sums)[MT][RT], const char* scales, DType scale_type,
+                               bool first, T* y, int64_t ldy) {
+    for (int r = 0; r < RT; ++r) {
+      const Reg scale = V::load_as(scales + r * V::kWidth * item_size(scale_type), scale_type);
+      for (int i = 0; i < MT; ++i) {
+        T* out = y + i * ldy + r * V::kWidth;
+        V::store(out, first ? V::mul(sums[i][r], scale) : V::fma(sums[i][r], scale, V::load(out)));
+      }
+    }
+  }
+
+  // One group of one tile for MT batch rows, codes decoded from the words as they are used.
+  template <int MT>
+  static inline void group_from_words(const uint32_t* words, const char* scales, DType scale_type,
+                                      int64_t group, const T* x, int64_t ldx, bool first, T* y,
+                                      int64_t ldy) {
+    constexpr int RT = V::kRowVectors(MT);
+    for (int64_t row = 0; row < kTileRows; row += RT * V::kWidth) {
+      Reg sums[MT][RT];
+      for (auto& line : sums) {
+        for (auto& sum : line) sum = V::zero();
+      }
+      for (int64_t k = 0; k < group; k += kTileInputs) {
+        typename V::Words held[RT];
+        for (int r = 0; r < RT; ++r) {
+          held[r] = V::load_words(words + k / kTileInputs * kTileWords + row + r * V::kWidth);
+        }
+        word_step<MT, RT, 0>(held, x + k, ldx, sums);
+      }
+      add_group<MT, RT>(sums, scales + row * item_size(scale_type), scale_type, first, y + row, ldy);
+    }
+  }
+
+  // The same from codes decoded before, [group, 32].
+  template <int MT>
+  static inline void group_from_codes(const T* codes, const char* scales, DType scale_type,
+                                      int64_t group, const T* x, int64_t ldx, bool first, T* y,
+                                      int64_t ldy) {
+    constexpr int RT = V::kRowVectors(MT);
+    for (int64_t row = 0; row < kTileRows; row += RT * V::kWidth) {
+      Reg sums[MT][RT];
+      for (auto& line : sums) {
+        for (auto& sum : line) sum = V::zero();
+      }
+      for (int64_t k = 0; k < group; ++k) {
+        Reg held[RT];
+        for (int r = 0; r < RT; ++r) held[r] = V::load(codes + k * kTileRows + row + r * V::kWidth);
+        for (int i = 0; i < MT; ++i) {
+          const Reg value = V::broadcast(x[i * ldx + k]);
+          for (int r = 0; r < RT; ++r) sums[i][r] = V::fma(held[r], value, sums[i][r]);
+        }
+      }
+      add_group<MT, RT>(sums, scales + row * item_size(scale_type), scale_type, first, y + row, ldy);
+    }
+  }
+
+  template <int J>
+  static inline void store_codes(typename V::Words words, T* out) {
+    if constexpr (J < kTileInputs) {
+      V::store(out + J * kTileRows, V::template code<J>(words));
+      store_codes<J + 1>(words, out);
+    }
+  }
+
+  static inline void decode_group(const uint32_t* words, int64_t group, T* codes) {
+    for (int64_t k = 0; k < group; k += kTileInputs) {
+      for (int64_t row = 0; row < kTileRows; row += V::kWidth) {
+        store_codes<0>(V::load_words(words + k / kTileInputs * kTileWords + row),
+                       codes + k * kTileRows + row);
+      }
+    }
+  }
+
+  static void base_forward(const BaseLayer& base, const T* x, int64_t m, int64_t begin, int64_t end,
+                           T* y, int64_t ldy, T* scratch) {
+    constexpr int64_t kDirect = 4;
+    const int64_t k = base.columns, group = base.group_size, groups = k / group;
+    const int64_t scale_bytes = kTileRows * item_size(base.scale_type);
+    for (int64_t tile = begin; tile < end; ++tile) {
+      for (int64_t g = 0; g < groups; ++g) {
+        const uint32_t* words = base.tiles + (tile * k + g * group) / kTileInputs * kTileWords;
+        const char* scales = static_cast<const char*>(base.scales) + (tile * groups + g) * scale_bytes;
+        const T* xg = x + g * group;
+        T* yt = y + tile * kTileRows;
+        const bool first = g == 0;
+        const DType type = base.scale_type;
+        if (m <= kDirect) {
+          switch (m) {
+            case 1: group_from_words<1>(words, scales, type, group, xg, k, first, yt, ldy); break;
+            case 2: group_from_words<2>(words, scales, type, group, xg, k, first, yt, ldy); break;
+            case 3: group_from_words<3>(words, scales, type, group, xg, k, first, yt, ldy); break;
+            default: group_from_words<4>(words, scales, type, group, xg, k, first, yt, ldy); break;
+          }
+          continue;
+        }
+        decode_group(words, group, scratch);
+        int64_t row = 0;
+        for (; row + 4 <= m; row += 4) {
+          group_from_codes<4>(scratch, scales, type, group, xg + row * k, k, first, yt + row * ldy, ldy);
+        }
+        const T* xr = xg + row * k;
+        T* yr = yt + row * ldy;
+        switch (m - row) {
+          case 1: group_from_codes<1>(scratch, scales, type, group, xr, k, first, yr, ldy); break;
+          case 2: group_from_codes<2>(scratch, scales, type, group, xr, k, first, yr, ldy); break;
+          case 3: group_from_codes<3>(scratch, scales, type, group, xr, k, first, yr, ldy); break;
+          default: break;
+        }
+      }
+    }
+  }
+
+  static void dequantize(const BaseLayer& base, int64_t begin, int64_t end, T* w) {
+    const int64_t k = base.columns, group = base.group_size, groups = k / group;
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t left = base.rows - tile * kTileRows;
+      const int64_t rows = left < kTileRows ? left : kTileRows;
+      for (int64_t g = 0; g < groups; ++g) {
+        const uint32_t* words = base.tiles + (tile * k + g * group) / kTileInputs * kTileWords;
+        const int64_t first_scale = (tile * groups + g) * kTileRows;
+        for (int64_t row = 0; row < rows; ++row) {
+          const T scale = load_item<T>(base.scales, base.scale_type, first_scale + row);
+          T* out = w + (tile * kTileRows + row) * k + g * group;
+          for (int64_t b = 0; b < group / kTileInputs; ++b) {
+            V::unpack(words[b * kTileWords + row], scale, out + b * kTileInputs);
+          }
+        }
+      }
+    }
+  }
+
+  // ---- streams ----
+
+  static void pack(const T* x, int64_t ldx, const int32_t* rows, const T* scale, int64_t count,
+                   int64_t begin, int64_t end, int64_t lanes, T* out) {
+    constexpr int64_t kBlock = 8;
+    static const T zeros[kBlock] = {};
+    int64_t column = begin;
+    for (; column + kBlock <= end; column += kBlock) {
+      for (int64_t lane = 0; lane < lanes; lane += kBlock) {
+        const T* source[kBlock];
+        for (int64_t i = 0; i < kBlock; ++i) {
+          source[i] = lane + i < count ? x + rows[lane + i] * ldx + column : zeros;
+        }
+        V::transpose8(source, out + column * lanes + lane, lanes);
+      }
+    }
+    for (; column < end; ++column) {
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        out[column * lanes + lane] = lane < count ? x[rows[lane] * ldx + column] : T(0);
+      }
+    }
+    if (scale == nullptr) return;
+    for (int64_t c = begin; c < end; ++c) {
+      for (int64_t lane = 0; lane < count; ++lane) out[c * lanes + lane] *= scale[lane];
+    }
+  }
+
+  static void gather_forward(int64_t n, const Stream& stream, const T* x, T alpha, int64_t begin,
+                             int64_t end, T* y) {
+    constexpr int kVectors = kSliceRows / V::kWidth;
+    const char* values = static_cast<const char*>(stream.values);
+    const int64_t size = item_size(stream.value_type);
+    for (int64_t slice = begin; slice < end; ++slice) {
+      Reg sums[kVectors];
+      for (auto& sum : sums) sum = V::zero();
+      for (int64_t slot = stream.slice_ptr[slice]; slot < stream.slice_ptr[slice + 1]; ++slot) {
+        for (int v = 0; v < kVectors; ++v) {
+          const int64_t entry = slot * kSliceRows + v * V::kWidth;
+          const Reg value = V::load_as(values + entry * size, stream.value_type);
+          sums[v] = V::fma(value, V::gather(x, stream.columns + entry), sums[v]);
+        }
+      }
+      T dots[kSliceRows];
+      for (int v = 0; v < kVectors; ++v) V::store(dots + v * V::kWidth, sums[v]);
+      const int64_t first = slice * kSliceRows;
+      const int64_t rows = n - first < kSliceRows ? n - first : kSliceRows;
+      for (int64_t r = 0; r < rows; ++r) y[first + r] = V::fma1(alpha, dots[r], y[first + r]);
+    }
+  }
+
+  // The slice's values as T: in place when they are stored so, else converted into `scratch`.
+  static inline const T* slice_values(const Stream& stream, int64_t slice, T* scratch) {
+    const int64_t first = int64_t{stream.slice_ptr[slice]} * kSliceRows;
+    const int64_t last = int64_t{stream.slice_ptr[slice + 1]} * kSliceRows;
+    if (stream.value_type == V::kType) return static_cast<const T*>(stream.values) + first;
+    const char* values = static_cast<const char*>(stream.values);
+    load(values + first * item_size(stream.value_type), stream.value_type, last - first, scratch);
+    return scratch;
+  }
+
+  template <int L>
+  static inline void slice_dots(int64_t k, const uint16_t* columns, const T* values, int64_t slots,
+                                const T* chunk, T* dots) {
+    constexpr int kVectors = L / V::kWidth;
+    for (int64_t r = 0; r < kSliceRows; ++r) {
+      Reg sums[kVectors];
+      for (auto& sum : sums) sum = V::zero();
+      for (int64_t slot = 0; slot < slots; ++slot) {
+        const int64_t column = columns[slot * kSliceRows + r];
+        if (column >= k) break;
+        const Reg value = V::broadcast(values[slot * kSliceRows + r]);
+        const T* x = chunk + column * L;
+        for (int v = 0; v < kVectors; ++v) {
+          sums[v] = V::fma(value, V::load(x + v * V::kWidth), sums[v]);
+        }
+      }
+      for (int v = 0; v < kVectors; ++v) V::store(dots + r * L + v * V::kWidth, sums[v]);
+    }
+  }
+
+  // y[rows[i], first + r] += alpha[i] * dots[r, i]
+  static inline void add_dots(int64_t n, int64_t first, int64_t lanes, int64_t count,
+                              const int32_t* rows, const T* alpha, const T* dots, T* y) {
+    constexpr int64_t kBlock = 8;
+    const int64_t width = n - first < kSliceRows ? n - first : kSliceRows;
+    for (int64_t lane = 0; lane < count; lane += kBlock) {
+      T block[kBlock * kSliceRows];
+      for (int64_t half = 0; half < kSliceRows; half += kBlock) {
+        const T* source[kBlock];
+        for (int64_t i = 0; i < kBlock; ++i) source[i] = dots + (half + i) * lanes + lane;
+        V::transpose8(source, block + half, kSliceRows);
+      }
+      const int64_t used = count - lane < kBlock ? count - lane : kBlock;
+      for (int64_t i = 0; i < used; ++i) {
+        T* out = y + rows[lane + i] * n + first;
+        const T* line = block + i * kSliceRows;
+        if (width == kSliceRows) {
+          const Reg factor = V::broadcast(alpha[lane + i]);
+          for (int64_t v = 0; v < kSliceRows; v += V::kWidth) {
+            V::store(out + v, V::fma(factor, V::load(line + v), V::load(out + v)));
+          }
+        } else {
+          for (int64_t v = 0; v < width; ++v) out[v] = V::fma1(alpha[lane + i], line[v], out[v]);
+        }
+      }
+    }
+  }
+
+  static void stream_forward(int64_t n, int64_t k, const Stream& stream, const T* packed,
+                             const int32_t* rows, const T* alpha, int64_t count, int64_t begin,
+                             int64_t end, T* y, T* scratch) {
+    T* dots = scratch;
+    T* converted = scratch + kSliceRows * kChunkRows;
+    for (int64_t c = 0; c < chunk_count(count); ++c) {
+      const int64_t lanes = chunk_lanes(count, c), done = c * kChunkRows;
+      const int64_t used = count - done < kChunkRows ? count - done : kChunkRows;
+      const T* chunk = packed + done * k;
+      for (int64_t slice = begin; slice < end; ++slice) {
+        const int64_t slot = stream.slice_ptr[slice], slots = stream.slice_ptr[slice + 1] - slot;
+        if (slots == 0) continue;
+        const uint16_t* columns = stream.columns + slot * kSliceRows;
+        const T* values = slice_values(stream, slice, converted);
+        switch (lanes) {
+          case 16: slice_dots<16>(k, columns, values, slots, chunk, dots); break;
+          case 32: slice_dots<32>(k, columns, values, slots, chunk, dots); break;
+          default: slice_dots<64>(k, columns, values, slots, chunk, dots); break;
+        }
+        add_dots(n, slice * kSliceRows, lanes, used, rows + done, alpha + done, dots, y);
+      }
+    }
+  }
+
+  template <int L>
+  static inline void slice_grad_x(int64_t k, int64_t rows, const uint16_t* columns, const T* values,
+                                  int64_t slots, const T* grad, T* sums) {
+    constexpr int kVectors = L / V::kWidth;
+    for (int64_t r = 0; r < rows; ++r) {
+      Reg line[kVectors];
+      for (int v = 0; v < kVectors; ++v) line[v] = V::load(grad + r * L + v * V::kWidth);
+      for (int64_t slot = 0; slot < slots; ++slot) {
+        const int64_t column = columns[slot * kSliceRows + r];
+        if (column >= k) break;
+        const Reg value = V::broadcast(values[slot * kSliceRows + r]);
+        T* out = sums + column * L;
+        for (int v = 0; v < kVectors; ++v) {
+          V::store(out + v * V::kWidth, V::fma(value, line[v], V::load(out + v * V::kWidth)));
+        }
+      }
+    }
+  }
+
+  static void stream_grad_x(int64_t n, int64_t k, const Stream& stream, const T* packed,
+                            const int32_t* rows, int64_t count, int64_t c, T* grad_x, T* scratch) {
+    constexpr int64_t kBlock = 8;
+    const int64_t lanes = chunk_lanes(count, c), done = c * kChunkRows;
+    const int64_t used = count - done < kChunkRows ? count - done : kChunkRows;
+    const T* chunk = packed + done * n;
+    T* sums = scratch;
+    T* converted = scratch + kChunkRows * k;
+    for (int64_t i = 0; i < lanes * k; i += V::kWidth) V::store(sums + i, V::zero());
+    for (int64_t slice = 0; slice < slice_count(n); ++slice) {
+      const int64_t slot = stream.slice_ptr[slice], slots = stream.slice_ptr[slice + 1] - slot;
+      if (slots == 0) continue;
+      const int64_t first = slice * kSliceRows;
+      const int64_t height = n - first < kSliceRows ? n - first : kSliceRows;
+      const uint16_t* columns = stream.columns + slot * kSliceRows;
+      const T* values = slice_values(stream, slice, converted);
+      const T* grad = chunk + first * lanes;
+      switch (lanes) {
+        case 16: slice_grad_x<16>(k, height, columns, values, slots, grad, sums); break;
+        case 32: slice_grad_x<32>(k, height, columns, values, slots, grad, sums); break;
+        default: slice_grad_x<64>(k, height, columns, values, slots, grad, sums); break;
+      }
+    }
+    for (int64_t column = 0; column < k; column += kBlock) {
+      for (int64_t lane = 0; lane < used; lane += kBlock) {
+        const T* source[kBlock];
+        for (int64_t i = 0; i < kBlock; ++i) source[i] = sums + (column + i) * lanes + lane;
+        T block[kBlock * kBlock];
+        V::transpose8(source, block, kBlock);
+        const int64_t height = used - lane < kBlock ? used - lane : kBlock;
+        for (int64_t i = 0; i < height; ++i) {
+          T* out = grad_x + rows[done + lane + i] * k + column;
+          for (int64_t j = 0; j < kBlock; ++j) out[j] += block[i * kBlock + j];
+        }
+      }
+    }
+  }
+
+  template <int L>
+  static inline void slice_grad_values(int64_t k, int64_t rows, const uint16_t* columns,
+                                       int64_t slots, const T* grad, const T* x, bool first, T* out) {
+    constexpr int kVectors = L / V::kWidth;
+    for (int64_t r = 0; r < kSliceRows; ++r) {
+      Reg line[kVectors];
+      for (int v = 0; v < kVectors; ++v) {
+        line[v] = r < rows ? V::load(grad + r * L + v * V::kWidth) : V::zero();
+      }
+      for (int64_t slot = 0; slot < slots; ++slot) {
+        const int64_t entry = slot * kSliceRows + r;
+        const int64_t column = columns[entry];
+        if (column >= k) {
+          out[entry] = T(0);
+          continue;
+        }
+        const T* values = x + column * L;
+        Reg even = V::mul(line[0], V::load(values));
+        Reg odd = V::zero();
+        for (int v = 1; v < kVectors; ++v) {
+          Reg& sum = v % 2 == 0 ? even : odd;
+          sum = V::fma(line[v], V::load(values + v * V::kWidth), sum);
+        }
+        const T dot = V::sum(V::add(even, odd));
+        out[entry] = first ? dot : out[entry] + dot;
+      }
+    }
+  }
+
+  static void stream_grad_values(int64_t n, int64_t k, const Stream& stream, const T* packed_grad,
+                                 const T* packed_x, int64_t count, int64_t begin, int64_t end,
+                                 T* grad_values) {
+    for (int64_t c = 0; c < chunk_count(count); ++c) {
+      const int64_t lanes = chunk_lanes(count, c), done = c * kChunkRows;
+      const T* x = packed_x + done * k;
+      for (int64_t slice = begin; slice < end; ++slice) {
+        const int64_t slot = stream.slice_ptr[slice], slots = stream.slice_ptr[slice + 1] - slot;
+        const int64_t first = slice * kSliceRows;
+        const int64_t height = n - first < kSliceRows ? n - first : kSliceRows;
+        const uint16_t* columns = stream.columns + slot * kSliceRows;
+        const T* grad = packed_grad + done * n + first * lanes;
+        T* out = grad_values + slot * kSliceRows;
+        switch (lanes) {
+          case 16: slice_grad_values<16>(k, height, columns, slots, grad, x, c == 0, out); break;
+          case 32: slice_grad_values<32>(k, height, columns, slots, grad, x, c == 0, out); break;
+          default: slice_grad_values<64>(k, height, columns, slots, grad, x, c == 0, out); break;
+        }
+      }
+    }
+  }
+
+  static const Kernels<T>* table() {
+    static const Kernels<T> kernels = {load,           store,          base_forward,
+                                       dequantize,     pack,           gather_forward,
+                                       stream_forward, stream_grad_x,  stream_grad_values};
+    return &kernels;
+  }
+};
+
+}  // namespace orth

@@ -1,0 +1,253 @@
+// torch.ops.libortho: schemas, argument checks and the choice of route. Arithmetic lives below.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <atomic>
+#include <tuple>
+#include <vector>
+
+#include "../core/layer.h"
+#include "../core/layout.h"
+#include "../cpu/kernels.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Up to here the INT4 weights are streamed; above, dequantising once and a matmul win.
+constexpr int64_t kStreamedRows = 16;
+
+std::atomic<int64_t> native_calls{0};
+std::atomic<int64_t> dense_calls{0};
+
+void run_parallel(int64_t count, int64_t grain, orth::Body body, void* task) {
+  torch::stable::parallel_for(0, count, grain, [body, task](int64_t begin, int64_t end) {
+    body(task, begin, end);
+  });
+}
+
+orth::DType dtype_of(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return orth::DType::kFloat32;
+    case ScalarType::Double: return orth::DType::kFloat64;
+    case ScalarType::Half: return orth::DType::kFloat16;
+    case ScalarType::BFloat16: return orth::DType::kBFloat16;
+    default:
+      STD_TORCH_CHECK(false, name, ": expected float32, float64, float16 or bfloat16, found ",
+                      torch::headeronly::toString(tensor.scalar_type()));
+  }
+  return orth::DType::kFloat32;
+}
+
+void check_type(const Tensor& tensor, ScalarType wanted, const char* name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == wanted, name, ": expected ",
+                  torch::headeronly::toString(wanted), ", found ",
+                  torch::headeronly::toString(tensor.scalar_type()));
+  STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a CPU tensor");
+}
+
+struct Operands {
+  // Contiguous tensors behind the pointers of `base` and `streams`.
+  std::vector<Tensor> held;
+  orth::BaseLayer base;
+  std::vector<orth::Stream> streams;
+  std::vector<int64_t> slots;
+
+  template <typename T>
+  const T* hold(const Tensor& tensor) {
+    held.push_back(torch::stable::contiguous(tensor));
+    return static_cast<const T*>(held.back().const_data_ptr());
+  }
+
+  Operands(const Tensor& tiles, const Tensor& scales, int64_t rows, int64_t group_size,
+           const std::vector<Tensor>& slice_ptr, const std::vector<Tensor>& columns,
+           const std::vector<Tensor>& values, const Tensor& alpha, int64_t m, bool wide) {
+    check_type(tiles, ScalarType::Byte, "tiles");
+    STD_TORCH_CHECK(group_size == 32 || group_size == 64 || group_size == 128,
+                    "group_size: expected 32, 64 or 128, found ", group_size);
+    STD_TORCH_CHECK(rows > 0 && tiles.dim() == 3 && tiles.size(0) == orth::tile_count(rows) &&
+                        tiles.size(2) == orth::kTileWords * 4,
+                    "tiles: expected [", orth::tile_count(rows), ", K/8, 128] for ", rows, " rows");
+    const int64_t k = tiles.size(1) * orth::kTileInputs;
+    STD_TORCH_CHECK(k > 0 && k % group_size == 0 && k <= orth::kMaxColumns,
+                    "tiles: K = ", k, " must be a multiple of group_size ", group_size,
+                    " and at most ", orth::kMaxColumns);
+    STD_TORCH_CHECK(scales.dim() == 3 && scales.size(0) == tiles.size(0) &&
+                        scales.size(1) == k / group_size && scales.size(2) == orth::kTileRows,
+                    "scales: expected [", tiles.size(0), ", ", k / group_size, ", 32]");
+    STD_TORCH_CHECK(scales.is_cpu() && (scales.scalar_type() == ScalarType::Half ||
+                                        scales.scalar_type() == ScalarType::BFloat16),
+                    "scales: expected float16 or bfloat16 on the CPU");
+    base = {hold<uint32_t>(tiles), hold<void>(scales), dtype_of(scales, "scales"), rows, k, group_size};
+
+    const int64_t count = static_cast<int64_t>(values.size());
+    STD_TORCH_CHECK(slice_ptr.size() == values.size() && columns.size() == values.size(),
+                    "streams: slice_ptr, columns and values differ in number: ", slice_ptr.size(),
+                    ", ", columns.size(), ", ", values.size());
+    check_type(alpha, ScalarType::Float, "alpha");
+    STD_TORCH_CHECK(alpha.dim() == 2 && alpha.size(0) == count && alpha.size(1) == m,
+                    "alpha: expected [", count, ", ", m, "]");
+    const float* alphas = hold<float>(alpha);
+    for (int64_t s = 0; s < count; ++s) {
+      check_type(slice_ptr[s], ScalarType::Int, "slice_ptr");
+      check_type(columns[s], ScalarType::Short, "columns");
+      STD_TORCH_CHECK(slice_ptr[s].dim() == 1 && slice_ptr[s].size(0) == orth::slice_count(rows) + 1,
+                      "slice_ptr: expected [", orth::slice_count(rows) + 1, "] in stream ", s);
+      STD_TORCH_CHECK(columns[s].dim() == 2 && columns[s].size(1) == orth::kSliceRows &&
+                          values[s].dim() == 2 && values[s].size(1) == orth::kSliceRows &&
+                          values[s].size(0) == columns[s].size(0),
+                      "columns and values: expected [S, 16] both in stream ", s);
+      const orth::DType type = dtype_of(values[s], "values");
+      STD_TORCH_CHECK(values[s].is_cpu() &&
+                          (type == orth::DType::kFloat16 || type == orth::DType::kFloat32 ||
+                           (type == orth::DType::kFloat64 && wide)),
+                      "values: expected float16 or float32 on the CPU (float64 with float64 x)");
+      slots.push_back(values[s].size(0));
+      streams.push_back({hold<int32_t>(slice_ptr[s]), hold<uint16_t>(columns[s]),
+                         hold<void>(values[s]), type, alphas + s * m});
+    }
+  }
+};
+
+void check_rows(const Tensor& x, int64_t columns, const char* name) {
+  STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == columns, name, ": expected [M, ", columns, "]");
+  STD_TORCH_CHECK(x.is_cpu(), name, ": expected a CPU tensor");
+}
+
+// The overload with `out` is not on autocast's lists, which would round the operands.
+void matmul_into(Tensor& out, const Tensor& a, const Tensor& b) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                    torch::stable::detail::from(out)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  (void)torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+template <typename T>
+Tensor dequantized(const Operands& operands, const Tensor& like, ScalarType type) {
+  Tensor w = torch::stable::new_empty(like, {operands.base.rows, operands.base.columns}, type);
+  orth::orth_dequantize<T>(operands.base, static_cast<T*>(w.mutable_data_ptr()), run_parallel);
+  return w;
+}
+
+template <typename T>
+Tensor dense_forward(const Operands& operands, const Tensor& x, ScalarType type) {
+  const Tensor wide = torch::stable::contiguous(torch::stable::to(x, type));
+  const int64_t m = x.size(0), n = operands.base.rows, k = operands.base.columns;
+  const Tensor w = dequantized<T>(operands, x, type);
+  Tensor y = torch::stable::new_empty(x, {m, n}, type);
+  matmul_into(y, wide, torch::stable::transpose(w, 0, 1));
+  for (const orth::Stream& stream : operands.streams) {
+    orth::orth_stream_forward<T>(n, k, stream, static_cast<const T*>(wide.const_data_ptr()), m,
+                                 static_cast<T*>(y.mutable_data_ptr()), run_parallel);
+  }
+  return torch::stable::to(y, x.scalar_type());
+}
+
+Tensor dual_linear(Tensor x, Tensor tiles, Tensor scales, int64_t rows, int64_t group_size,
+                   std::vector<Tensor> slice_ptr, std::vector<Tensor> columns,
+                   std::vector<Tensor> values, Tensor alpha) {
+  native_calls.fetch_add(1, std::memory_order_relaxed);
+  STD_TORCH_CHECK(x.dim() == 2, "x: expected [M, K], found ", x.dim(), " dimensions");
+  const int64_t m = x.size(0);
+  const orth::DType type = dtype_of(x, "x");
+  const bool wide = type == orth::DType::kFloat64;
+  const Operands operands(tiles, scales, rows, group_size, slice_ptr, columns, values, alpha, m, wide);
+  check_rows(x, operands.base.columns, "x");
+  if (m > kStreamedRows) {
+    dense_calls.fetch_add(1, std::memory_order_relaxed);
+    return wide ? dense_forward<double>(operands, x, ScalarType::Double)
+                : dense_forward<float>(operands, x, ScalarType::Float);
+  }
+  const Tensor input = torch::stable::contiguous(x);
+  Tensor y = torch::stable::new_empty(x, {m, rows});
+  orth::orth_layer_forward(operands.base, operands.streams.data(),
+                           static_cast<int64_t>(operands.streams.size()), input.const_data_ptr(),
+                           type, m, y.mutable_data_ptr(), run_parallel);
+  return y;
+}
+
+template <typename T>
+std::tuple<Tensor, std::vector<Tensor>> backward(const Operands& operands, const Tensor& grad,
+                                                 const std::optional<Tensor>& x,
+                                                 const std::vector<Tensor>& values, bool need_x,
+                                                 const std::vector<bool>& need_values,
+                                                 ScalarType type) {
+  const int64_t m = grad.size(0), n = operands.base.rows, k = operands.base.columns;
+  const Tensor g = torch::stable::contiguous(torch::stable::to(grad, type));
+  Tensor grad_x = torch::stable::new_empty(grad, {need_x ? m : 0, k}, type);
+  if (need_x && m > 0) matmul_into(grad_x, g, dequantized<T>(operands, grad, type));
+  std::optional<Tensor> wide;
+  if (x.has_value()) wide = torch::stable::contiguous(torch::stable::to(*x, type));
+
+  std::vector<Tensor> grad_values;
+  for (size_t s = 0; s < values.size(); ++s) {
+    const int64_t slots = need_values[s] ? operands.slots[s] : 0;
+    Tensor out = torch::stable::new_empty(grad, {slots, orth::kSliceRows}, type);
+    if (need_x || need_values[s]) {
+      orth::orth_stream_backward<T>(
+          n, k, operands.streams[s], static_cast<const T*>(g.const_data_ptr()),
+          need_values[s] ? static_cast<const T*>(wide->const_data_ptr()) : nullptr, m,
+          need_x ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr,
+          need_values[s] ? static_cast<T*>(out.mutable_data_ptr()) : nullptr, run_parallel);
+    }
+    grad_values.push_back(torch::stable::to(out, values[s].scalar_type()));
+  }
+  return {torch::stable::to(grad_x, grad.scalar_type()), grad_values};
+}
+
+std::tuple<Tensor, std::vector<Tensor>> dual_linear_backward(
+    Tensor grad, std::optional<Tensor> x, Tensor tiles, Tensor scales, int64_t rows,
+    int64_t group_size, std::vector<Tensor> slice_ptr, std::vector<Tensor> columns,
+    std::vector<Tensor> values, Tensor alpha, bool need_x, std::vector<bool> need_values) {
+  const bool wide = dtype_of(grad, "grad") == orth::DType::kFloat64;
+  STD_TORCH_CHECK(grad.dim() == 2, "grad: expected [M, N], found ", grad.dim(), " dimensions");
+  const Operands operands(tiles, scales, rows, group_size, slice_ptr, columns, values, alpha,
+                          grad.size(0), wide);
+  check_rows(grad, rows, "grad");
+  STD_TORCH_CHECK(need_values.size() == values.size(), "need_values: expected ", values.size(),
+                  " flags, found ", need_values.size());
+  bool any = false;
+  for (const bool need : need_values) any = any || need;
+  STD_TORCH_CHECK(!any || x.has_value(), "x: needed for the gradient of values");
+  if (x.has_value()) {
+    check_rows(*x, operands.base.columns, "x");
+    STD_TORCH_CHECK(x->size(0) == grad.size(0) && x->scalar_type() == grad.scalar_type(),
+                    "x: expected the rows and dtype of grad");
+  }
+  return wide ? backward<double>(operands, grad, x, values, need_x, need_values, ScalarType::Double)
+              : backward<float>(operands, grad, x, values, need_x, need_values, ScalarType::Float);
+}
+
+int64_t native_op_calls() { return native_calls.load(std::memory_order_relaxed); }
+int64_t dense_route_calls() { return dense_calls.load(std::memory_order_relaxed); }
+int64_t isa() { return static_cast<int64_t>(orth::active_isa()); }
+
+}  // namespace
+
+// libortho/ops/schema.py holds the same schemas for machines without this library.
+STABLE_TORCH_LIBRARY(libortho, library) {
+  library.def(
+      "dual_linear(Tensor x, Tensor tiles, Tensor scales, int rows, int group_size, "
+      "Tensor[] slice_ptr, Tensor[] columns, Tensor[] values, Tensor alpha) -> Tensor");
+  library.def(
+      "dual_linear_backward(Tensor grad, Tensor? x, Tensor tiles, Tensor scales, int rows, "
+      "int group_size, Tensor[] slice_ptr, Tensor[] columns, Tensor[] values, Tensor alpha, "
+      "bool need_x, bool[] need_values) -> (Tensor, Tensor[])");
+  library.def("native_op_calls() -> int");
+  library.def("dense_route_calls() -> int");
+  library.def("isa() -> int");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(libortho, CPU, library) {
+  library.impl("dual_linear", TORCH_BOX(&dual_linear));
+  library.impl("dual_linear_backward", TORCH_BOX(&dual_linear_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(libortho, CompositeExplicitAutograd, library) {
+  library.impl("native_op_calls", TORCH_BOX(&native_op_calls));
+  library.impl("dense_route_calls", TORCH_BOX(&dense_route_calls));
+  library.impl("isa", TORCH_BOX(&isa));
+}
