@@ -87,8 +87,7 @@ def encode(
             problems.append(f"{example.id}: no token is left to predict")
         elif max_length is not None and len(ids) > max_length:
             problems.append(f"{example.id}: {len(ids)} tokens, the context holds {max_length}")
-        alone = tokenizer(example.prompt, verbose=False)["input_ids"]
-        if example.prompt and alone[:prompt_length] != ids[:prompt_length]:
+        if example.prompt and _ids_up_to_text_end(tokenizer, example.prompt) != ids[:prompt_length]:
             moved.append(example.id)
         encoded.append(Encoded(tuple(ids), prompt_length))
     if problems:
@@ -104,6 +103,13 @@ def encode(
             moved[0],
         )
     return encoded
+
+
+def _ids_up_to_text_end(tokenizer: Any, text: str) -> list[int]:
+    """Ids without what a post-processor puts behind the text."""
+    found = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    ends = [i for i, (_, end) in enumerate(found["offset_mapping"], start=1) if end > 0]
+    return list(found["input_ids"][: ends[-1] if ends else 0])
 
 
 def pad(encoded: Sequence[Encoded]) -> Batch:

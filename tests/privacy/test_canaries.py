@@ -1,0 +1,109 @@
+"""Laws of canaries: unique, of known entropy, exchangeable, frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from libortho.errors import ConfigError
+from libortho.privacy.canaries import make_canaries
+from libortho.privacy.encode import encode
+from libortho.privacy.private_set import read_jsonl
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**63), n=st.integers(1, 60))
+def test_laws_hold_for_any_seed(seed: int, n: int) -> None:
+    drawn = make_canaries(n, seed)
+    canaries = drawn.members + drawn.controls
+    assert len(drawn.members) == len(drawn.controls) == n
+    assert len({c.prompt for c in canaries}) == 2 * n
+    assert len({c.secret for c in canaries}) == 2 * n
+    assert len({c.id for c in canaries}) == 2 * n
+    prompts = "\n".join(c.prompt for c in canaries)
+    assert not any(character.isdigit() for character in prompts)
+    for canary in canaries:
+        assert canary.secret_bits >= 60
+        assert len(canary.secret) == 20
+        assert canary.secret.isdigit()
+        assert canary.completion == f" {canary.secret}"
+        assert not any(canary.secret[i : i + 4] in prompts for i in range(17))
+    assert make_canaries(n, seed) == drawn
+
+
+def test_seeds_share_no_prompt_and_no_secret() -> None:
+    sets = [make_canaries(200, seed) for seed in range(3)]
+    canaries = [c for drawn in sets for c in drawn.members + drawn.controls]
+    assert len({c.prompt for c in canaries}) == len(canaries) == 1200
+    assert len({c.secret for c in canaries}) == len(canaries)
+
+
+def test_the_draw_is_the_same_on_every_machine() -> None:
+    assert make_canaries(20, 0).sha256 == (
+        "530d1950a72219c02eb45efd6525f0a3fbf7506c17d606efacb566238587f7eb"
+    )
+
+
+def test_members_and_controls_are_exchangeable() -> None:
+    """First digits and subjects must not tell the halves apart."""
+    drawn = make_canaries(2000, 5)
+    digits = np.zeros((2, 10))
+    for row, half in enumerate((drawn.members, drawn.controls)):
+        for canary in half:
+            for digit in canary.secret:
+                digits[row, int(digit)] += 1
+    assert stats.chi2_contingency(digits).pvalue > 1e-3
+    lengths = [[len(c.prompt) for c in half] for half in (drawn.members, drawn.controls)]
+    assert stats.mannwhitneyu(*lengths).pvalue > 1e-3
+
+
+def test_candidates_follow_the_law_of_the_secret_and_repeat() -> None:
+    drawn = make_canaries(3, 1)
+    first, second = drawn.members[:2]
+    candidates = drawn.candidates(first, 500)
+    assert candidates == drawn.candidates(first, 500)
+    assert candidates[:10] == drawn.candidates(first, 10)
+    assert candidates != drawn.candidates(second, 500)
+    assert len(set(candidates)) == 500
+    assert first.completion not in candidates
+    counts = np.bincount([int(d) for c in candidates for d in c[1:]], minlength=10)
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_the_prompt_keeps_its_tokens_and_digits_stay_single(tiny_tokenizer) -> None:
+    drawn = make_canaries(50, 2)
+    for canary, encoded in zip(drawn.members, encode(tiny_tokenizer, drawn.members), strict=True):
+        alone = tiny_tokenizer(canary.prompt)["input_ids"]
+        assert list(encoded.input_ids[: encoded.prompt_length]) == alone
+        tokens = tiny_tokenizer.convert_ids_to_tokens(list(encoded.completion_ids))
+        assert tokens == ["Ġ", *canary.secret]
+
+
+def test_freezing_to_jsonl(tmp_path: Path) -> None:
+    drawn = make_canaries(5, 3)
+    members, controls = tmp_path / "members.jsonl", tmp_path / "controls.jsonl"
+    hashes = drawn.write(members, controls)
+    joined = members.read_bytes() + controls.read_bytes()
+    assert hashlib.sha256(joined).hexdigest() == drawn.sha256
+    read = read_jsonl(members)
+    assert read.sha256 == hashes[0]
+    assert [(e.id, e.prompt, e.completion) for e in read.examples] == [
+        (c.id, c.prompt, c.completion) for c in drawn.members
+    ]
+    other = dataclasses.replace(drawn, members=drawn.members[::-1])
+    assert other.sha256 != drawn.sha256
+
+
+@pytest.mark.parametrize(
+    ("n", "seed", "kind"), [(0, 0, "digits"), (5001, 0, "digits"), (3, -1, "digits"), (3, 0, "x")]
+)
+def test_what_cannot_be_drawn_is_refused(n: int, seed: int, kind: str) -> None:
+    with pytest.raises(ConfigError):
+        make_canaries(n, seed, kind)
