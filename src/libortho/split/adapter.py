@@ -19,11 +19,6 @@ WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 
 
-def is_adapter(path: str | Path) -> bool:
-    """Whether a PEFT adapter stands in this directory."""
-    return (Path(path) / CONFIG).is_file()
-
-
 def read_adapter(
     path: str | Path, shapes: Mapping[str, tuple[int, int]]
 ) -> dict[str, LowRankLayer]:

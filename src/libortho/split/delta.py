@@ -1,69 +1,114 @@
-"""``delta``: the stream is what turns the public base into the tuned model. Guarantee: exact.
-
-Target per layer: T = W_tuned − base − Σ public streams. Support: contrast where the private data
-is given, otherwise the entries of highest impact T_ij² H_jj. Values: least squares on H, the mean
-of the second moments of public and private inputs.
-"""
+"""``delta``: the stream is what turns the public base into the tuned model. Guarantee: exact."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Sequence
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from libortho import sieve
-from libortho.streams.base import BaseStream
-from libortho.streams.ortho import CsrLayer, LowRankLayer, OrthoStream, csr_from_dense
+from libortho import gate
+from libortho.calibrate import hessians
+from libortho.evaluate.texts import Text
+from libortho.model import attach_layers
+from libortho.privacy.encode import Encoded, encode
+from libortho.privacy.private_set import read_jsonl
+from libortho.progress import Progress, silent
+from libortho.split.change import AdapterChange, Change, read_change
+from libortho.split.compress import compress, targets
+from libortho.split.result import Split
+from libortho.streams.ortho import STREAM_FOLDER, Layer, write_stream
+from libortho.tune import fit, made_with, replay_windows, stored_layers, tune_options
+from libortho.tune.options import TuneOptions
+from libortho.tune.prepare import (
+    Ground,
+    base_at,
+    ground,
+    is_base,
+    public_streams,
+    repeated,
+)
+from libortho.tune.replay import Replay
+from libortho.tune.support import contrast_supports
+
+logger = logging.getLogger(__name__)
+
+OPTIONS = tune_options(steps=200, lr=3e-3, replay_weight=15.0)
+_MOMENT_TOKENS = 16384
 
 
-def targets(
-    base: BaseStream, public: Sequence[OrthoStream], tuned: Callable[[str], Tensor]
-) -> Callable[[str], Tensor]:
-    """T of a layer by name, fp32 [N, K], read when it is asked for."""
+def split_delta(
+    source: str | Path,
+    out: str | Path,
+    *,
+    tuned: str | Path,
+    data: str | Path | None,
+    public: str | Path | None,
+    stream: str,
+    sparse: bool,
+    text: Text | None,
+    options: TuneOptions,
+    device: str | torch.device,
+    progress: Progress = silent,
+) -> Split:
+    """Split a tuned checkpoint or adapter from its public base; see :func:`libortho.split`."""
+    private = read_jsonl(data) if data is not None else None
+    base = base_at(source, out)
+    change = read_change(base, tuned, public if is_base(source) else source)
+    laid = ground(base, device)
+    context = laid.model.config.max_position_embeddings
+    encoded = encode(laid.tokenizer, private.examples, context) if private else []
+    windows = replay_windows(laid.tokenizer, options, text)
+    layers: dict[str, Layer]
+    if isinstance(change, AdapterChange) and not sparse:
+        layers = dict(change.factors)
+    else:
+        layers = dict(_sparse(laid, change, encoded, windows, options, progress))
+    recall, taught_by, curve = None, None, []
+    if private is None:
+        logger.warning(
+            "no private data was given (--data): the values are fitted, not trained, "
+            "and alpha=1 will not recall what was learned"
+        )
+    else:
+        info = gate.StreamInfo(stream, "", False, tuple(laid.requires))
+        attach_layers(laid.model, info, layers)
+        replay = Replay(windows, change.model(device))
+        trained, recall = fit(laid, stream, encoded, replay, options, progress)
+        taught_by, curve = "tuned", trained.curve
+        layers = stored_layers(laid.model, stream)
+    written = write_stream(
+        base.path / STREAM_FOLDER / stream,
+        name=stream,
+        base_id=base.id,
+        public=False,
+        method="delta",
+        guarantee="exact",
+        requires=laid.requires,
+        layers=layers.items(),
+        made_with=made_with(options, private, taught_by),
+    )
+    return Split(base, written, recall, taught_by, curve)
 
-    def target(name: str) -> Tensor:
-        missing = tuned(name) - base.weight(name)
-        for stream in public:
-            if name in stream.manifest.layers:
-                missing -= _dense(stream.layer(name))
-        return missing
 
-    return target
-
-
-def compress(
-    target: Callable[[str], Tensor],
-    hessians: Iterable[tuple[str, Tensor]],
-    density: float,
-    supports: Mapping[str, CsrLayer] | None,
-) -> Iterator[tuple[str, CsrLayer]]:
-    """Fit a sparse stream to T, one layer at a time, as the second moments arrive.
-
-    Args:
-        target: T by layer name.
-        hessians: (layer name, H [K, K]).
-        density: nnz / numel of each layer, where the support is chosen here.
-        supports: per layer the support to use, values ignored; None chooses by impact.
-    """
-    for name, second_moment in hessians:
-        hessian = sieve.damped(second_moment)
-        wanted = target(name)
-        if supports is None:
-            score = sieve.impact(wanted, hessian)
-            mask = sieve.top_k(score, round(score.numel() * density))
-        else:
-            mask = support_mask(supports[name])
-        yield name, csr_from_dense(sieve.refit(wanted, hessian, mask), mask)
-
-
-def support_mask(layer: CsrLayer) -> Tensor:
-    """Boolean [N, K] of the entries that a CSR layer stores, whatever their values."""
-    mask = layer.dense().bool()
-    mask[layer.rows(), layer.indices.long()] = True
-    return mask
-
-
-def _dense(layer: CsrLayer | LowRankLayer) -> Tensor:
-    if isinstance(layer, CsrLayer):
-        return layer.dense()
-    return layer.scaling * (layer.b.float() @ layer.a.float())
+def _sparse(
+    laid: Ground,
+    change: Change,
+    encoded: Sequence[Encoded],
+    public: Tensor,
+    options: TuneOptions,
+    progress: Progress,
+) -> list[tuple[str, Layer]]:
+    supports = None
+    if encoded:
+        with gate.alpha(laid.alpha):
+            supports = contrast_supports(laid.model, encoded, public, options, progress)
+    windows = public[: max(1, _MOMENT_TOKENS // public.shape[1])]
+    if encoded:
+        ids = [one.input_ids for one in encoded]
+        windows = torch.cat([windows, repeated(ids, len(windows), windows.shape[1])])
+    moments = hessians(change.inputs_from(), windows, progress=progress)
+    target = targets(laid.base, public_streams(laid.base), change.weight)
+    return list(compress(target, moments, options.density, supports))

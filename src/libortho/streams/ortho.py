@@ -138,6 +138,10 @@ class LowRankLayer:
     def shape(self) -> tuple[int, int]:
         return self.b.shape[0], self.a.shape[1]
 
+    def dense(self) -> Tensor:
+        """The matrix as fp32 [N, K]."""
+        return self.scaling * (self.b.float() @ self.a.float())
+
     def problems(self) -> list[str]:
         """Every rule of the format that these tensors break, in words."""
         if self.a.dim() != 2 or self.b.dim() != 2 or self.a.shape[0] != self.b.shape[1]:

@@ -19,14 +19,23 @@ from libortho.privacy.private_set import PrivateSet, read_jsonl
 from libortho.privacy.score import score
 from libortho.progress import Progress, silent
 from libortho.streams.base import BaseStream
-from libortho.streams.ortho import STREAM_FOLDER, OrthoStream, check_name, write_stream
+from libortho.streams.ortho import STREAM_FOLDER, Layer, OrthoStream, check_name, write_stream
 from libortho.tune.options import TuneOptions, tune_options
 from libortho.tune.prepare import Ground, base_at, ground, teacher
 from libortho.tune.replay import Replay
 from libortho.tune.support import contrast_supports
 from libortho.tune.train import Trained, train
 
-__all__ = ["TuneOptions", "Tuned", "fit", "replay_windows", "tune", "tune_options"]
+__all__ = [
+    "TuneOptions",
+    "Tuned",
+    "fit",
+    "made_with",
+    "replay_windows",
+    "stored_layers",
+    "tune",
+    "tune_options",
+]
 
 
 @dataclass
@@ -102,10 +111,8 @@ def tune(
         method="tune",
         guarantee="exact",
         requires=laid.requires,
-        layers=(
-            (name, module.streams[stream].layer()) for name, module in linears(laid.model).items()
-        ),
-        made_with=provenance(options, private, taught_by),
+        layers=stored_layers(laid.model, stream).items(),
+        made_with=made_with(options, private, taught_by),
     )
     return Tuned(base, written, recall, taught_by, trained.steps, trained.curve)
 
@@ -146,12 +153,23 @@ def replay_windows(tokenizer: Any, options: TuneOptions, text: Text | None = Non
     return cut[torch.randperm(len(cut), generator=generator)[: options.replay_pool]]
 
 
-def provenance(options: TuneOptions, private: PrivateSet, taught_by: str) -> dict[str, Any]:
+def stored_layers(model: Any, stream: str) -> dict[str, Layer]:
+    """The layers of an attached stream as they are written to disk."""
+    return {
+        name: module.streams[stream].layer()
+        for name, module in linears(model).items()
+        if stream in module.streams
+    }
+
+
+def made_with(
+    options: TuneOptions, private: PrivateSet | None, taught_by: str | None
+) -> dict[str, Any]:
     """What stream.json says of how a stream was made."""
     return {
         "options": options.model_dump(),
-        "examples": len(private.examples),
-        "data_sha256": private.sha256,
+        "examples": len(private.examples) if private else 0,
+        "data_sha256": private.sha256 if private else None,
         "teacher": taught_by,
         "libortho": version("libortho"),
         "torch": torch.__version__,

@@ -121,25 +121,38 @@ def teacher(
     """The model whose logits the replay keeps to: the public one if it can be had, else the base.
 
     Raises:
-        PairMismatch: ``public`` has other weights than those which the base was made from.
+        PairMismatch: as :func:`public_of`.
     """
-    source = public
-    if source is None and base.manifest.public.name == REFERENCE:
-        source = REFERENCE
+    source = public_of(base, public)
     if source is not None:
-        found = Checkpoint(source).sha256()
-        if found == base.manifest.public.sha256:
-            return plain_model(resolve(source), device), "public"
-        if public is not None:
-            raise PairMismatch(
-                f"{public}: sha256 of the weights is {found[:12]}…, the base was "
-                f"made from {base.manifest.public.sha256[:12]}…; give that one"
-            )
+        return plain_model(resolve(source), device), "public"
     logger.warning(
         "no public checkpoint was given (--public): the INT4 base itself is the teacher "
         "of the replay, which costs perplexity"
     )
     return load(base.path, device=device), "base"
+
+
+def public_of(base: BaseStream, public: str | Path | None) -> str | Path | None:
+    """The public checkpoint that ``base`` was made from, if it can be had.
+
+    Raises:
+        PairMismatch: ``public`` has other weights than those which the base was made from.
+    """
+    source = public
+    if source is None and base.manifest.public.name == REFERENCE:
+        source = REFERENCE
+    if source is None:
+        return None
+    found = Checkpoint(source).sha256()
+    if found == base.manifest.public.sha256:
+        return source
+    if public is None:
+        return None
+    raise PairMismatch(
+        f"{public}: sha256 of the weights is {found[:12]}…, the base was made from "
+        f"{base.manifest.public.sha256[:12]}…; give that checkpoint"
+    )
 
 
 def plain_model(path: str | Path, device: str | torch.device) -> Any:

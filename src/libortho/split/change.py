@@ -1,0 +1,89 @@
+"""What private training changed: a tuned checkpoint, or an adapter over the public one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from libortho.checkpoint import Checkpoint, resolve
+from libortho.errors import ConfigError
+from libortho.split.adapter import CONFIG, read_adapter
+from libortho.split.tuned import TunedCheckpoint
+from libortho.streams.base import BaseStream
+from libortho.tune.prepare import plain_model, public_of
+
+
+class Change(Protocol):
+    """A privately tuned model in floating point."""
+
+    def weight(self, name: str) -> Tensor:
+        """The tuned weight of a linear, fp32 [N, K]."""
+
+    def inputs_from(self) -> Checkpoint:
+        """The checkpoint whose forward gives the second moments of the layers' inputs."""
+
+    def model(self, device: str | torch.device) -> Any:
+        """The tuned model in stock transformers, float32."""
+
+
+class TunedChange:
+    """A tuned checkpoint, full or merged."""
+
+    def __init__(self, base: BaseStream, tuned: str | Path) -> None:
+        self._tuned = TunedCheckpoint(tuned, base)
+
+    def weight(self, name: str) -> Tensor:
+        return self._tuned.weight(name)
+
+    def inputs_from(self) -> Checkpoint:
+        return self._tuned.checkpoint
+
+    def model(self, device: str | torch.device) -> Any:
+        return plain_model(self._tuned.checkpoint.path, device)
+
+
+class AdapterChange:
+    """A LoRA adapter; ``factors`` are its layers as they can be stored.
+
+    Raises:
+        UnsupportedLayer: no plain LoRA on converted linears (the whole list).
+    """
+
+    def __init__(self, base: BaseStream, adapter: str | Path, public: str | Path | None) -> None:
+        self.factors = read_adapter(adapter, base.layers)
+        self._adapter = Path(adapter)
+        self._base = base
+        self._public = public
+
+    def weight(self, name: str) -> Tensor:
+        weight = self.inputs_from().tensor(f"{name}.weight").float()
+        if name in self.factors:
+            weight += self.factors[name].dense()
+        return weight
+
+    def inputs_from(self) -> Checkpoint:
+        public = public_of(self._base, self._public)
+        if public is None:
+            raise ConfigError(
+                "an adapter is a change of the public checkpoint, which is needed "
+                "here; give it with --public"
+            )
+        return Checkpoint(public)
+
+    def model(self, device: str | torch.device) -> Any:
+        public = plain_model(self.inputs_from().path, device)
+        adapted = PeftModel.from_pretrained(public, str(self._adapter))
+        return adapted.merge_and_unload().eval().requires_grad_(False)
+
+
+def read_change(
+    base: BaseStream, tuned: str | Path, public: str | Path | None
+) -> TunedChange | AdapterChange:
+    """Read ``tuned``, whichever it is."""
+    if (Path(tuned) / CONFIG).is_file():
+        return AdapterChange(base, tuned, public)
+    return TunedChange(base, resolve(tuned))
