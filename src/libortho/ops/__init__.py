@@ -1,0 +1,66 @@
+"""The dual-stream linear layer as one torch op, ``libortho::dual_linear``.
+
+    y = x base^T + sum_s alpha_s (x ortho_s^T)
+
+Row m of x with ``alpha[s, m] == 0`` does not read stream s. Sums run in float32 (float64 for float64
+x) and are rounded once to the dtype of x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from libortho.layout import BaseTiles, OrthoTiles
+from libortho.ops.backend import Backend, backend, is_loaded
+
+__all__ = ["Backend", "backend", "dense_route_calls", "dual_linear", "native_op_calls"]
+
+
+def dual_linear(
+    x: Tensor,
+    base: BaseTiles,
+    streams: Sequence[tuple[OrthoTiles, Tensor]],
+    alpha: Tensor,
+) -> Tensor:
+    """Applies the base and, on the rows that alpha opens, the streams.
+
+    Args:
+        x: [M, K] float32, bfloat16, float16 or float64.
+        base: the INT4 base [N, K].
+        streams: positions and values [S, 16] of each stream, of the base's shape; values float16 or
+            float32 (float64 too when x is float64). The values may require a gradient.
+        alpha: [streams, M] float32; no gradient.
+
+    Returns:
+        y [M, N] in the dtype of x.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit; the message names the argument.
+    """
+    if not is_loaded():
+        backend()
+    result: Tensor = torch.ops.libortho.dual_linear(
+        x,
+        base.tiles,
+        base.scales,
+        base.shape[0],
+        base.group_size,
+        [tiles.slice_ptr for tiles, _ in streams],
+        [tiles.columns for tiles, _ in streams],
+        [values for _, values in streams],
+        alpha,
+    )
+    return result
+
+
+def native_op_calls() -> int:
+    """Forward calls that entered the native function since the library was loaded."""
+    return int(torch.ops.libortho.native_op_calls()) if backend().name == "native" else 0
+
+
+def dense_route_calls() -> int:
+    """Those of them that dequantised the base once and used torch's matmul (large batches)."""
+    return int(torch.ops.libortho.dense_route_calls()) if backend().name == "native" else 0
