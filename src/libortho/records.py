@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import (
@@ -93,7 +93,7 @@ class RawFile(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-Raw = RawFile | dict[str, JsonValue]
+Raw = Annotated[RawFile | dict[str, JsonValue], Field(union_mode="left_to_right")]
 
 
 class Method(BaseModel):
