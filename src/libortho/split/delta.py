@@ -109,6 +109,6 @@ def _sparse(
     if encoded:
         ids = [one.input_ids for one in encoded]
         windows = torch.cat([windows, repeated(ids, len(windows), windows.shape[1])])
-    moments = hessians(change.inputs_from(), windows, progress=progress)
+    moments = hessians(change.inputs_from(), windows, list(laid.base.layers), progress=progress)
     target = targets(laid.base, public_streams(laid.base), change.weight)
     return list(compress(target, moments, options.density, supports))
