@@ -97,8 +97,9 @@ def measure(
                 )
                 if state != "alpha0":
                     result.nll[state] = {
-                        name: token_nll(model, inputs.windows[name], stage=f"{stage} {name}",
-                                        progress=progress)
+                        name: token_nll(
+                            model, inputs.windows[name], stage=f"{stage} {name}", progress=progress
+                        )
                         for name in extra[state]
                     }
     result.calls = region
@@ -134,4 +135,3 @@ def bits_per_weight(base: BaseStream, stream_bytes: int) -> float:
 def folder_bytes(path: Path) -> int:
     """Bytes of all files directly in a directory."""
     return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
-

@@ -1,0 +1,131 @@
+"""`repair`: the public stream that gives back what rounding to INT4 lost.
+
+Matching pursuit on T = W₀ − base in the metric of the layer's inputs, values by least squares,
+then a few KL steps on the values towards the public model. Adding the largest rounding residuals
+instead would undo GPTQ's compensation and make perplexity worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from libortho import gate, sieve
+from libortho.calibrate import hessians
+from libortho.checkpoint import Checkpoint
+from libortho.errors import PairMismatch
+from libortho.evaluate.texts import Text
+from libortho.model import attach_layers, linears
+from libortho.progress import Progress, silent
+from libortho.streams.base import BaseStream
+from libortho.streams.ortho import (
+    STREAM_FOLDER,
+    CsrLayer,
+    OrthoStream,
+    csr_from_dense,
+    write_stream,
+)
+from libortho.tune import made_with, replay_windows, stored_layers, tune_options
+from libortho.tune.prepare import ground, plain_model
+from libortho.tune.replay import Replay
+from libortho.tune.train import train
+
+
+class RepairOptions(BaseModel):
+    """How `repair` is made.
+
+    Attributes:
+        density: nnz / numel of every converted layer.
+        steps: KL steps on the values; 0 leaves the least-squares values.
+        lr: of Adam on the values.
+        windows: windows of public text for the second moments.
+        batch: windows of replay a step.
+        seed: of every draw.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    density: float = Field(0.015, gt=0, le=1)
+    steps: int = Field(60, ge=0)
+    lr: float = Field(1e-3, gt=0)
+    windows: int = Field(32, ge=1)
+    batch: int = Field(4, ge=1)
+    seed: int = 0
+
+
+def repair(
+    base: BaseStream,
+    public: str | Path,
+    *,
+    text: Text | None = None,
+    options: RepairOptions | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress = silent,
+) -> OrthoStream:
+    """Make the `repair` stream of a base from public inputs alone and write it beside the base.
+
+    Raises:
+        PairMismatch: ``public`` is not what the base was made from.
+        ConfigError: the base has a `repair` stream already.
+    """
+    options = options or RepairOptions()
+    checkpoint = Checkpoint(public)
+    if checkpoint.sha256() != base.manifest.public.sha256:
+        raise PairMismatch(f"{public}: not the checkpoint that {base.path} was made from")
+    replay_options = tune_options(
+        steps=max(1, options.steps),
+        lr=options.lr,
+        replay_weight=1.0,
+        replay_batch=options.batch,
+        seed=options.seed,
+    )
+    laid = ground(base, device)
+    windows = replay_windows(laid.tokenizer, replay_options, text)
+    layers = dict(_pursued(base, checkpoint, windows, options, progress))
+    info = gate.StreamInfo(gate.REPAIR, "", True)
+    attach_layers(laid.model, info, layers)
+    if options.steps:
+        parts = [module.streams[gate.REPAIR] for module in linears(laid.model).values()]
+        train(
+            laid.model,
+            [part.trainable() for part in parts],
+            [],
+            Replay(windows, plain_model(checkpoint.path, device)),
+            replay_options,
+            alpha={gate.REPAIR: 1.0},
+            stage="repair",
+            progress=progress,
+        )
+        for part in parts:
+            part.freeze()
+    return write_stream(
+        base.path / STREAM_FOLDER / gate.REPAIR,
+        name=gate.REPAIR,
+        base_id=base.id,
+        public=True,
+        method="repair",
+        guarantee="exact",
+        layers=stored_layers(laid.model, gate.REPAIR).items(),
+        made_with=made_with(replay_options, None, "public") | {"repair": options.model_dump()},
+    )
+
+
+def _pursued(
+    base: BaseStream,
+    checkpoint: Checkpoint,
+    windows: torch.Tensor,
+    options: RepairOptions,
+    progress: Progress,
+) -> Iterator[tuple[str, CsrLayer]]:
+    tokens = options.windows * checkpoint.config.max_position_embeddings
+    chosen = windows[: max(1, tokens // windows.shape[1])]
+    moments = hessians(checkpoint, chosen, list(base.layers), progress=progress)
+    for done, (name, second_moment) in enumerate(moments):
+        missing = checkpoint.tensor(f"{name}.weight").float() - base.weight(name)
+        count = round(missing.numel() * options.density)
+        mask, values = sieve.pursue(missing, sieve.damped(second_moment), count)
+        progress("pursuit", done + 1, len(base.layers), {"layer": name})
+        yield name, csr_from_dense(values, mask)
