@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 
-from libortho.checkpoint import resolve
+from libortho.checkpoint import Checkpoint, resolve
 from libortho.privacy.encode import Encoded
 from libortho.progress import Progress, silent
 from libortho.tune.options import TuneOptions, tune_options
@@ -19,15 +18,8 @@ from libortho.tune.train import Trained, train
 
 LORA_OPTIONS = tune_options(steps=300, lr=2e-3, replay_weight=10.0, settle=10)
 RANK = 16
-
-
-@dataclass(frozen=True)
-class Merged:
-    """A merged checkpoint on disk, the adapter beside it, and how training went."""
-
-    path: Path
-    adapter: Path
-    trained: Trained
+MERGED = "merged"
+ADAPTER = "adapter"
 
 
 def memorise(
@@ -35,12 +27,12 @@ def memorise(
     private: Sequence[Encoded],
     replay: Replay,
     out: Path,
-    *,
     linears: Sequence[str],
     options: TuneOptions = LORA_OPTIONS,
+    *,
     device: str | torch.device = "cpu",
     progress: Progress = silent,
-) -> Merged:
+) -> Trained:
     """Train a LoRA on all converted linears and write ``out/adapter`` and ``out/merged``.
 
     Args:
@@ -56,7 +48,8 @@ def memorise(
     trained = train(
         adapted, parameters, private, replay, options, alpha=0.0, stage="LoRA", progress=progress
     )
-    adapted.save_pretrained(out / "adapter")
+    adapted.save_pretrained(out / ADAPTER)
     merged = adapted.merge_and_unload()
-    merged.save_pretrained(out / "merged")
-    return Merged(out / "merged", out / "adapter", trained)
+    merged.save_pretrained(out / MERGED)
+    Checkpoint(public).tokenizer().save_pretrained(out / MERGED)
+    return trained

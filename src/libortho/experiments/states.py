@@ -19,6 +19,7 @@ from libortho.privacy.encode import Encoded
 from libortho.privacy.score import Score, score
 from libortho.progress import Progress, silent
 from libortho.streams.base import BaseStream
+from libortho.streams.ortho import OrthoStream
 
 REGION = "evaluation"
 
@@ -70,7 +71,7 @@ def measure(
     controls: Sequence[Encoded],
     untouched: Digest,
     *,
-    extra: Mapping[str, Sequence[str]],
+    texts: Mapping[str, Mapping[str, Tensor]],
     progress: Progress = silent,
 ) -> Measured:
     """Evaluate a way on the CPU, by the native kernel where there is one.
@@ -78,7 +79,7 @@ def measure(
     Args:
         inputs: what ``untouched`` was taken on.
         untouched: digest of the same base by a process that never opened a stream.
-        extra: per state, names of further window sets of ``inputs`` to measure perplexity on.
+        texts: per state beyond ``alpha0``, the windows to measure perplexity on, by text.
     """
     model = load(way.path, way.streams)
     result = Measured()
@@ -97,10 +98,8 @@ def measure(
                 )
                 if state != "alpha0":
                     result.nll[state] = {
-                        name: token_nll(
-                            model, inputs.windows[name], stage=f"{stage} {name}", progress=progress
-                        )
-                        for name in extra[state]
+                        name: token_nll(model, windows, stage=f"{stage} {name}", progress=progress)
+                        for name, windows in texts[state].items()
                     }
     result.calls = region
     return result
@@ -132,6 +131,11 @@ def bits_per_weight(base: BaseStream, stream_bytes: int) -> float:
     return 8 * (stored + stream_bytes) / weights
 
 
-def folder_bytes(path: Path) -> int:
-    """Bytes of all files directly in a directory."""
-    return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+def checkpoint_bytes(path: Path) -> int:
+    """Bytes of the weights of a checkpoint directory, streams not included."""
+    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+
+
+def stream_bytes(stream: OrthoStream) -> int:
+    """Bytes of a stream's tensors on disk."""
+    return sum((stream.path / file).stat().st_size for file in stream.manifest.files)

@@ -5,8 +5,11 @@ The base and its `repair` are made before any canary exists in the process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +18,30 @@ from libortho.quantize import quantize
 
 from libortho.checkpoint import Checkpoint, resolve
 from libortho.evaluate.texts import Text
-from libortho.experiments.lora import LORA_OPTIONS, Merged, memorise
+from libortho.experiments.lora import LORA_OPTIONS, MERGED, memorise
 from libortho.experiments.states import Way
+from libortho.gate import REPAIR
 from libortho.privacy.canaries import CanarySet, make_canaries
 from libortho.privacy.encode import Encoded, encode
 from libortho.progress import Progress, silent
+from libortho.records import write_atomic
 from libortho.repair import RepairOptions, repair
 from libortho.split import OPTIONS as DELTA_OPTIONS
 from libortho.split import split
 from libortho.streams.base import BaseStream
+from libortho.streams.ortho import STREAM_FOLDER
 from libortho.tune import TuneOptions, replay_windows, tune, tune_options
-from libortho.tune.prepare import plain_model
+from libortho.tune.prepare import is_base, plain_model
 from libortho.tune.replay import Replay
 
+Curve = list[dict[str, float]]
+_TEACHER_BATCH = 16
+_OUTPUTS = {
+    "tuned": ("tune",),
+    "merged": ("lora",),
+    "delta": ("delta",),
+    "residual": ("residual",),
+}
 STATES: Mapping[str, Any] = {
     "alpha0": 0.0,
     "repair": {"repair": 1.0},
@@ -67,23 +81,33 @@ class Made:
 
     Attributes:
         curves: per way, per training run, the entries of its curve.
+        seconds: per way, wall time of making it.
     """
 
     base: BaseStream
     canaries: CanarySet
     members: list[Encoded]
     controls: list[Encoded]
-    merged: Merged
+    merged: Path
     ways: list[Way]
     curves: dict[str, dict[str, list[dict[str, float]]]]
+    seconds: dict[str, float]
 
 
 def make_base(
-    public: str | Path, folder: Path, plan: Plan, text: Text | None, progress: Progress = silent
+    public: str | Path,
+    folder: Path,
+    plan: Plan,
+    *,
+    text: Text | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress = silent,
 ) -> BaseStream:
-    """Quantise the public checkpoint and add its public `repair` stream."""
-    base = quantize(public, folder / "base", text=text, progress=progress)
-    repair(base, public, text=text, options=plan.repair, progress=progress)
+    """Quantise the public checkpoint and add its public `repair` stream, unless both are there."""
+    path = folder / "base"
+    base = BaseStream.open(path) if is_base(path) else quantize(public, path, progress=progress)
+    if not (path / STREAM_FOLDER / REPAIR).is_dir():
+        repair(base, public, text=text, options=plan.repair, device=device, progress=progress)
     return base
 
 
@@ -98,7 +122,11 @@ def make_ways(
     device: str | torch.device = "cpu",
     progress: Progress = silent,
 ) -> Made:
-    """Draw canaries, memorise them twice over, and split."""
+    """Draw canaries, memorise them twice over, and split.
+
+    Every stage leaves a directory and a ``*.stage.json``; a run in the same ``folder`` goes on
+    after the last stage that was finished.
+    """
     canaries = make_canaries(plan.members, seed)
     data = folder / "members.jsonl"
     canaries.write(data, folder / "controls.jsonl")
@@ -106,58 +134,75 @@ def make_ways(
     members, controls = (encode(tokenizer, half) for half in (canaries.members, canaries.controls))
     options = plan.tune.model_copy(update={"seed": seed})
     replay = Replay(replay_windows(tokenizer, options, text), plain_model(resolve(public), device))
-    replay.fill(16, progress)
-    tuned = tune(
-        base.path,
-        data,
-        folder / "tune",
-        public=public,
-        text=text,
-        options=options,
-        replay=replay,
-        device=device,
-        progress=progress,
-    )
-    merged = memorise(
-        public,
-        members,
-        replay,
-        folder / "lora",
-        linears=list(base.layers),
-        options=plan.lora.model_copy(update={"seed": seed}),
-        device=device,
-        progress=progress,
-    )
-    delta = split(
-        base.path,
-        folder / "delta",
-        tuned=merged.path,
-        data=data,
-        public=public,
-        text=text,
-        options=plan.delta.model_copy(update={"seed": seed}),
-        device=device,
-        progress=progress,
-    )
-    residual = split(
-        merged.path,
-        folder / "residual",
-        method="residual",
-        text=text,
-        options=plan.residual,
-        progress=progress,
-    )
+    common: dict[str, Any] = {"text": text, "device": device, "progress": progress}
+    lora = folder / "lora"
+
+    def tuned() -> Curve:
+        replay.fill(_TEACHER_BATCH, progress)
+        out = folder / "tune"
+        return tune(
+            base.path, data, out, public=public, options=options, replay=replay, **common
+        ).curve
+
+    def merged() -> Curve:
+        settings = plan.lora.model_copy(update={"seed": seed})
+        layers = list(base.layers)
+        return memorise(
+            public, members, replay, lora, layers, settings, device=device, progress=progress
+        ).curve
+
+    def delta() -> Curve:
+        settings = plan.delta.model_copy(update={"seed": seed})
+        return split(
+            base.path,
+            folder / "delta",
+            tuned=lora / MERGED,
+            data=data,
+            public=public,
+            options=settings,
+            **common,
+        ).curve
+
+    def residual() -> Curve:
+        out = folder / "residual"
+        return split(lora / MERGED, out, method="residual", options=plan.residual, **common).curve
+
+    done = {stage.__name__: _finished(folder, stage) for stage in (tuned, merged, delta, residual)}
     public_path = Checkpoint(public).path
-    both = ("repair", "private")
-    plain = {"alpha0": 0.0, "alpha1": {"private": 1.0}}
+    both, plain = ("repair", "private"), {"alpha0": 0.0, "alpha1": {"private": 1.0}}
     ways = [
-        Way("tune", tuned.base.path, both, STATES, "exact", public_path),
-        Way("delta", delta.base.path, both, STATES, "exact", merged.path),
-        Way("residual", residual.base.path, ("private",), plain, "measured", merged.path),
+        Way("tune", folder / "tune", both, STATES, "exact", public_path),
+        Way("delta", folder / "delta", both, STATES, "exact", lora / MERGED),
+        Way("residual", folder / "residual", ("private",), plain, "measured", lora / MERGED),
     ]
     curves = {
-        "tune": {"tune": tuned.curve},
-        "delta": {"LoRA": merged.trained.curve, "delta": delta.curve},
-        "residual": {"LoRA": merged.trained.curve},
+        "tune": {"tune": done["tuned"].curve},
+        "delta": {"LoRA": done["merged"].curve, "delta": done["delta"].curve},
+        "residual": {"LoRA": done["merged"].curve},
     }
-    return Made(base, canaries, members, controls, merged, ways, curves)
+    seconds = {
+        "tune": done["tuned"].seconds,
+        "delta": done["merged"].seconds + done["delta"].seconds,
+        "residual": done["merged"].seconds + done["residual"].seconds,
+    }
+    return Made(base, canaries, members, controls, lora / MERGED, ways, curves, seconds)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    curve: Curve
+    seconds: float
+
+
+def _finished(folder: Path, stage: Callable[[], Curve]) -> _Stage:
+    """Run a stage, or read what it left when it was run before."""
+    file = folder / f"{stage.__name__}.stage.json"
+    if file.is_file():
+        return _Stage(**json.loads(file.read_text("utf-8")))
+    for leftover in _OUTPUTS[stage.__name__]:
+        shutil.rmtree(folder / leftover, ignore_errors=True)
+    begin = time.monotonic()
+    curve = stage()
+    result = _Stage(curve, time.monotonic() - begin)
+    write_atomic(file, json.dumps(asdict(result)))
+    return result

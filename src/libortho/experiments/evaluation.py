@@ -1,0 +1,185 @@
+"""All ways measured on the same inputs, against stock transformers and an untouched base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from libortho import gate
+from libortho.evaluate.inputs import Inputs
+from libortho.evaluate.perplexity import perplexity
+from libortho.evaluate.processes import StockScores, run_probe, run_stock
+from libortho.evaluate.texts import Text, windows
+from libortho.experiments.family import CONDITION, FAMILY
+from libortho.experiments.figures import HELDOUT, PYDOC, Figures, figures
+from libortho.experiments.states import measure
+from libortho.experiments.verdict import (
+    PPL_TUNED_VS_PUBLIC,
+    RECALL,
+    SIGNIFICANCE,
+    Check,
+    at_least,
+    at_most,
+)
+from libortho.experiments.ways import Made
+from libortho.model import load
+from libortho.privacy.encode import pad
+from libortho.privacy.exposure import exposure_sampled
+from libortho.privacy.statistics import judge_family, member_control_tests
+from libortho.progress import Progress, silent
+from libortho.records import write_atomic
+
+
+@dataclass(frozen=True)
+class Measures:
+    """How much is measured.
+
+    Attributes:
+        heldout: the text whose perplexity gates the verdict.
+        pydoc: real text that every machine has.
+        tokens: of each text, at least.
+        candidates: random candidates per secret for the exposure at α = 0; 0 ranks members among
+            the controls instead.
+        margin: what the perplexity gates are widened by.
+    """
+
+    heldout: Text
+    pydoc: Text
+    tokens: int
+    candidates: int
+    margin: float
+
+
+@dataclass
+class Evaluated:
+    """Figures by way, the checks of the whole run, and the family of tests where it was run."""
+
+    ways: dict[str, Figures]
+    checks: list[Check]
+    family: dict[str, Any] | None
+
+
+def evaluate(
+    made: Made,
+    measures: Measures,
+    folder: Path,
+    *,
+    seed: int,
+    device: str | torch.device = "cpu",
+    progress: Progress = silent,
+) -> Evaluated:
+    """Evaluate every way that was made.
+
+    Args:
+        folder: keeps the sampled exposures, so that an interrupted run goes on after them.
+        device: of the sampled exposures; everything else runs on the CPU.
+    """
+    tokenizer = made.base.checkpoint.tokenizer()
+    context = made.base.config.max_position_embeddings
+    heldout = windows(measures.heldout, tokenizer, context, measures.tokens)
+    pydoc = windows(measures.pydoc, tokenizer, context, measures.tokens)
+    secrets = {"members": pad(made.members), "controls": pad(made.controls)}
+    core = Inputs({HELDOUT: heldout}, secrets)
+    both = Inputs({HELDOUT: heldout, PYDOC: pydoc}, secrets)
+    fp: dict[Path, StockScores] = {}
+    for way in made.ways:
+        if way.stands_for not in fp:
+            fp[way.stands_for] = run_stock(way.stands_for, both, progress=progress)
+    # Bases that are byte for byte the same need one process each, not one per way.
+    by_base = {}
+    for way in made.ways:
+        base_id = json.loads((way.path / "libortho.json").read_text("utf-8"))["base_id"]
+        if base_id not in by_base:
+            by_base[base_id] = (
+                run_stock(way.path, core, progress=progress),
+                run_probe(way.path, core, progress=progress),
+            )
+    sampled, family = _sampled(made, measures, folder, device, progress)
+    ways: dict[str, Figures] = {}
+    for way in made.ways:
+        base_id = json.loads((way.path / "libortho.json").read_text("utf-8"))["base_id"]
+        int4, untouched = by_base[base_id]
+        texts = {"repair": {HELDOUT: heldout}, "alpha1": {HELDOUT: heldout, PYDOC: pydoc}}
+        measured = measure(
+            way, core, made.members, made.controls, untouched, texts=texts, progress=progress
+        )
+        ways[way.name] = figures(
+            way,
+            measured,
+            fp[way.stands_for],
+            int4,
+            sampled=sampled if way.guarantee == "exact" else {},
+            margin=measures.margin,
+            seed=seed,
+        )
+    checks = [check for one in ways.values() for check in one.checks]
+    checks += _tuned_model(fp, made)
+    if family is not None:
+        checks += [
+            Check(f"{name}: Holm-adjusted p", p > SIGNIFICANCE, "FAIL", p, f"> {SIGNIFICANCE:g}")
+            for name, p in family["adjusted"].items()
+        ]
+    return Evaluated(ways, checks, family)
+
+
+def _tuned_model(fp: Mapping[Path, StockScores], made: Made) -> list[Check]:
+    """The tuned model must recite and must not be broken, or nothing was there to remove."""
+    tuned, public = fp[made.merged], fp[made.ways[0].stands_for]
+    recall = float(tuned.secrets["members"].exact.double().mean())
+    ratio = perplexity(tuned.windows[HELDOUT].nll) / perplexity(public.windows[HELDOUT].nll)
+    return [
+        at_least("merged LoRA: recall", recall, RECALL, "VOID"),
+        at_most(
+            "merged LoRA: perplexity over the public model", ratio, PPL_TUNED_VS_PUBLIC, "VOID"
+        ),
+    ]
+
+
+def _sampled(
+    made: Made, measures: Measures, folder: Path, device: str | torch.device, progress: Progress
+) -> tuple[dict[str, tuple[list[float], list[float]]], dict[str, Any] | None]:
+    """Sampled exposures at α = 0 of the base that all exact ways share, and the family of tests."""
+    if not measures.candidates:
+        return {}, None
+    file = folder / "exposure-alpha0.json"
+    if not file.is_file():
+        model = load(made.base.path, device=device)
+        tokenizer = made.base.checkpoint.tokenizer()
+        halves = {}
+        for half in ("members", "controls"):
+            canaries = getattr(made.canaries, half)
+            drawn = [made.canaries.candidates(one, measures.candidates) for one in canaries]
+            with gate.alpha(0.0):
+                found = exposure_sampled(
+                    model, tokenizer, canaries, drawn, stage=f"exposure {half}", progress=progress
+                )
+            halves[half] = {
+                "nll": [one.nll for one in found],
+                "exposure": [one.skew_normal_bits for one in found],
+                "empirical": [one.empirical_bits for one in found],
+            }
+        write_atomic(file, json.dumps(halves))
+    halves = json.loads(file.read_text("utf-8"))
+    members, controls = halves["members"], halves["controls"]
+    tests = member_control_tests(
+        CONDITION,
+        member_nll=members["nll"],
+        control_nll=controls["nll"],
+        member_exposure=members["exposure"],
+        control_exposure=controls["exposure"],
+    )
+    judged = judge_family(FAMILY, tests)
+    family = {
+        "listed": list(FAMILY),
+        "statistic": {test.name: test.statistic for test in tests},
+        "p": {test.name: test.p for test in tests},
+        "adjusted": dict(judged.adjusted),
+        "candidates": measures.candidates,
+        "raw": halves,
+    }
+    return {"alpha0": (members["exposure"], controls["exposure"])}, family
