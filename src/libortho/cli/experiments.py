@@ -1,0 +1,173 @@
+"""``demo``, ``experiment`` and ``report``: records, verdicts and the page that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from rich.table import Table
+
+from libortho import records, report
+from libortho.checkpoint import REFERENCE
+from libortho.cli.console import emit, shown, stderr
+from libortho.cli.options import Device, Json, Plan, Texts, text
+from libortho.experiments.family import SEEDS
+from libortho.experiments.killswitch import MEMBERS, demo, killswitch
+from libortho.experiments.utility import utility
+from libortho.records import Record
+
+STATUS = {"PASS": 0, "FAIL": 1, "VOID": 2}
+NAMES = ("killswitch", "utility")
+
+Members = Annotated[int | None, typer.Option(min=2, help="Canaries to memorise; as many controls.")]
+Records = Annotated[Path, typer.Option("--records", help="Where records are written.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command("demo")(demo_verb)
+    app.command("experiment")(experiment_verb)
+    app.command("report")(report_verb)
+
+
+def demo_verb(
+    model: Annotated[str, typer.Option(help="Public checkpoint.")] = REFERENCE,
+    members: Members = None,
+    seed: int = 0,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Working directory.")] = Path("out/demo"),
+    texts: Texts = None,
+    plan: Plan = False,
+    json: Json = False,
+) -> None:
+    """Memorise real secrets, split the weights, and prove what α=0 can and cannot say."""
+    if plan:
+        emit(
+            {"out": str(out), "members": members or 20, "minutes": "5 to 10 on 2 cores"},
+            json,
+            f"quantise {model}, memorise {members or 20} canaries by tune and by LoRA, split, "
+            f"evaluate, write {out}/demo.json and {out}/report.html: 5 to 10 minutes on 2 cores",
+        )
+        return
+    with shown() as progress:
+        record = demo(
+            model,
+            out / "work",
+            members=members or 20,
+            seed=seed,
+            text=text(texts),
+            progress=progress,
+        )
+    records.write(record, out / "demo.json")
+    report.render([record], out / "report.html")
+    _conclude([record], json, f"record {out}/demo.json, page {out}/report.html")
+
+
+def experiment_verb(
+    name: Annotated[str, typer.Argument(click_type=click.Choice(NAMES))],
+    model: Annotated[str, typer.Option(help="Public checkpoint.")] = REFERENCE,
+    members: Members = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Repeatable.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Working directory, resumable.")] = Path(
+        "out"
+    ),
+    where: Records = Path("records"),
+    texts: Texts = None,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Run an experiment: one record per seed under records/, and a verdict."""
+    chosen: Sequence[int] = seeds or SEEDS
+    made: list[Record] = []
+    with shown() as progress:
+        for seed in chosen:
+            if name == "killswitch":
+                made += killswitch(
+                    model,
+                    out / name,
+                    seeds=[seed],
+                    members=members or MEMBERS,
+                    text=text(texts),
+                    device=device,
+                    progress=progress,
+                )
+                file = where / name / f"seed-{seed}.json"
+            else:
+                made.append(
+                    utility(
+                        model,
+                        out / name,
+                        seed=seed,
+                        text=text(texts),
+                        device=device,
+                        progress=progress,
+                    )
+                )
+                file = where / name / f"seed-{seed}.json"
+            records.write(made[-1], file)
+    _conclude(made, json, f"records in {where}/{name}")
+
+
+def report_verb(
+    files: Annotated[list[Path] | None, typer.Argument(help="Records, or folders of them.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--out")] = Path("report.html"),
+    json: Json = False,
+) -> None:
+    """Turn records into one self-contained page."""
+    found = [
+        file
+        for entry in files or [Path("records")]
+        for file in (sorted(entry.rglob("*.json")) if entry.is_dir() else [entry])
+    ]
+    loaded = [records.read(file) for file in found]
+    report.render(loaded, out)
+    emit(
+        {"report": str(out), "records": [str(file) for file in found]},
+        json,
+        f"{out}: {len(loaded)} records",
+    )
+
+
+def _conclude(made: Sequence[Record], json: bool, where: str) -> None:
+    for record in made:
+        stderr.print(_table(record))
+    if json:
+        results = [record.summary() for record in made]
+        emit(results[0] if len(results) == 1 else {"records": results}, True)
+    else:
+        for record in made:
+            emit({}, False, f"{record.verdict}: {record.reason}")
+        emit({}, False, where)
+    raise typer.Exit(max(STATUS[record.verdict] for record in made))
+
+
+def _table(record: Record) -> Table:
+    table = Table(title=f"{record.experiment}, seed {record.seeds[0]}: {record.verdict}")
+    for column in ("way", "state", "recited", "secret NLL | controls", "exposure", "PPL", "× FP"):
+        table.add_column(column, justify="left" if column in ("way", "state") else "right")
+    for name, method in record.methods.items():
+        values = method.figures
+        for state in ("fp", "int4", "alpha0", "repair", "alpha1"):
+            if not isinstance(values.get(f"ppl_{state}"), float):
+                continue
+            table.add_row(name, state, *_row(values, state))
+            name = ""
+        table.add_section()
+    return table
+
+
+def _row(values: dict[str, records.JsonValue], state: str) -> list[str]:
+    def number(key: str) -> float:
+        value = values.get(key)
+        return float(value) if isinstance(value, int | float) else float("nan")
+
+    secrets = f"nll_{state}" in values
+    return [
+        f"{number(f'extracted_{state}'):.0f}/{number('members'):.0f}" if secrets else "",
+        f"{number(f'nll_{state}'):.1f} | {number(f'nll_{state}_controls'):.1f}" if secrets else "",
+        f"{number(f'exposure_{state}'):.2f}" if secrets else "",
+        f"{number(f'ppl_{state}'):.3f}",
+        f"{number(f'ppl_{state}') / number('ppl_fp'):.4f}",
+    ]

@@ -1,0 +1,47 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from libortho.errors import ConfigError
+from libortho.texts import Text, read_texts
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Plan = Annotated[
+    bool, typer.Option("--plan", help="Say what would be done, and what it needs; do nothing.")
+]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Directory to write.")]
+Public = Annotated[
+    str | None,
+    typer.Option(help="The public checkpoint the base was made from: teacher of the replay."),
+]
+Texts = Annotated[
+    list[Path] | None,
+    typer.Option("--text", help="Public text, .txt or .txt.xz; may be given several times."),
+]
+Stream = Annotated[str, typer.Option(help="Name of the stream, one per tenant.")]
+Device = Annotated[str, typer.Option(help="Where training runs: cpu or cuda.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True, dir_okay=False, help="Private data: JSONL of prompt and completion, or text."
+    ),
+]
+
+
+def text(files: list[Path] | None) -> Text | None:
+    """The user's text, or None for the shipped samples.
+
+    Raises:
+        ConfigError: listing every file that is missing.
+    """
+    if not files:
+        return None
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise ConfigError(f"--text: no such file: {', '.join(missing)}")
+    return read_texts(files)
