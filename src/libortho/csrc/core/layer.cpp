@@ -213,6 +213,23 @@ void orth_stream_forward(int64_t rows, int64_t columns, const Stream& stream, co
 }
 
 template <typename T>
+void orth_stream_fold(int64_t rows, int64_t columns, const Stream& stream, T alpha, T* w,
+                      ParallelFor parallel) {
+  parallel_run(parallel, slice_count(rows), kGrainWork / 64, [&](int64_t begin, int64_t end) {
+    for (int64_t slice = begin; slice < end; ++slice) {
+      for (int64_t slot = stream.slice_ptr[slice]; slot < stream.slice_ptr[slice + 1]; ++slot) {
+        for (int64_t r = 0; r < kSliceRows; ++r) {
+          const int64_t entry = slot * kSliceRows + r;
+          if (stream.columns[entry] >= columns) continue;
+          T& target = w[(slice * kSliceRows + r) * columns + stream.columns[entry]];
+          target += alpha * load_item<T>(stream.values, stream.value_type, entry);
+        }
+      }
+    }
+  });
+}
+
+template <typename T>
 void orth_stream_backward(int64_t rows, int64_t columns, const Stream& stream, const T* grad,
                           const T* x, int64_t m, T* grad_x, T* grad_values, ParallelFor parallel) {
   const Kernels<T>& kernels = active_kernels<T>();
@@ -250,6 +267,9 @@ template void orth_stream_forward<float>(int64_t, int64_t, const Stream&, const 
                                          float*, ParallelFor);
 template void orth_stream_forward<double>(int64_t, int64_t, const Stream&, const double*, int64_t,
                                           double*, ParallelFor);
+template void orth_stream_fold<float>(int64_t, int64_t, const Stream&, float, float*, ParallelFor);
+template void orth_stream_fold<double>(int64_t, int64_t, const Stream&, double, double*,
+                                       ParallelFor);
 template void orth_stream_backward<float>(int64_t, int64_t, const Stream&, const float*,
                                           const float*, int64_t, float*, float*, ParallelFor);
 template void orth_stream_backward<double>(int64_t, int64_t, const Stream&, const double*,

@@ -50,6 +50,11 @@ template <typename T>
 void orth_stream_forward(int64_t rows, int64_t columns, const Stream& stream, const T* x, int64_t m,
                          T* y, ParallelFor parallel);
 
+// w[n, k] += alpha ortho[n, k]: the stream for every row of a batch at once.
+template <typename T>
+void orth_stream_fold(int64_t rows, int64_t columns, const Stream& stream, T alpha, T* w,
+                      ParallelFor parallel);
+
 // Gradients of one stream from grad = dL/dy [M, N]; each output may be null.
 //   grad_x[m, k]   += alpha[m] sum_n grad[m, n] ortho[n, k]   (rows with alpha[m] != 0)
 //   grad_values[j]  = sum_m alpha[m] grad[m, n_j] x[m, k_j]   (those rows; 0 at pads), [S, 16]

@@ -189,25 +189,42 @@ struct KernelsOf {
   static void pack(const T* x, int64_t ldx, const int32_t* rows, const T* scale, int64_t count,
                    int64_t begin, int64_t end, int64_t lanes, T* out) {
     constexpr int64_t kBlock = 8;
-    static const T zeros[kBlock] = {};
+    // Whole cache lines at a time: rows of x are often a power of two apart, so a line that is not
+    // used up at once is gone before its second half is wanted.
+    constexpr int64_t kLine = 4 * kBlock;
+    static const T zeros[kLine] = {};
     int64_t column = begin;
-    for (; column + kBlock <= end; column += kBlock) {
+    for (; column + kLine <= end; column += kLine) {
       for (int64_t lane = 0; lane < lanes; lane += kBlock) {
         const T* source[kBlock];
         for (int64_t i = 0; i < kBlock; ++i) {
           source[i] = lane + i < count ? x + rows[lane + i] * ldx + column : zeros;
+          if (lane + i + kBlock < count) {
+            const T* ahead = x + rows[lane + i + kBlock] * ldx + column;
+            __builtin_prefetch(ahead);
+            __builtin_prefetch(ahead + kLine / 2);
+          }
         }
-        V::transpose8(source, out + column * lanes + lane, lanes);
+        for (int64_t block = 0; block < kLine; block += kBlock) {
+          V::transpose8(source, out + (column + block) * lanes + lane, lanes);
+          for (auto& line : source) line += kBlock;
+        }
       }
+      if (scale != nullptr) scale_rows(out, column, column + kLine, count, lanes, scale);
     }
+    const int64_t rest = column;
     for (; column < end; ++column) {
       for (int64_t lane = 0; lane < lanes; ++lane) {
         out[column * lanes + lane] = lane < count ? x[rows[lane] * ldx + column] : T(0);
       }
     }
-    if (scale == nullptr) return;
-    for (int64_t c = begin; c < end; ++c) {
-      for (int64_t lane = 0; lane < count; ++lane) out[c * lanes + lane] *= scale[lane];
+    if (scale != nullptr) scale_rows(out, rest, end, count, lanes, scale);
+  }
+
+  static inline void scale_rows(T* packed, int64_t begin, int64_t end, int64_t count, int64_t lanes,
+                                const T* scale) {
+    for (int64_t column = begin; column < end; ++column) {
+      for (int64_t lane = 0; lane < count; ++lane) packed[column * lanes + lane] *= scale[lane];
     }
   }
 

@@ -3,7 +3,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -178,7 +181,22 @@ std::tuple<Tensor, std::vector<Tensor>> backward(const Operands& operands, const
   const int64_t m = grad.size(0), n = operands.base.rows, k = operands.base.columns;
   const Tensor g = torch::stable::contiguous(torch::stable::to(grad, type));
   Tensor grad_x = torch::stable::new_empty(grad, {need_x ? m : 0, k}, type);
-  if (need_x && m > 0) matmul_into(grad_x, g, dequantized<T>(operands, grad, type));
+  // A stream that is open alike on every row joins the weights; one matmul then serves both.
+  std::vector<bool> folded(values.size(), false);
+  if (need_x && m > 0) {
+    Tensor w = dequantized<T>(operands, grad, type);
+    for (size_t s = 0; s < values.size(); ++s) {
+      const orth::Stream& stream = operands.streams[s];
+      folded[s] = stream.alpha[0] != 0.0f &&
+                  std::all_of(stream.alpha, stream.alpha + m,
+                              [&](float alpha) { return alpha == stream.alpha[0]; });
+      if (folded[s]) {
+        orth::orth_stream_fold<T>(n, k, stream, static_cast<T>(stream.alpha[0]),
+                                  static_cast<T*>(w.mutable_data_ptr()), run_parallel);
+      }
+    }
+    matmul_into(grad_x, g, w);
+  }
   std::optional<Tensor> wide;
   if (x.has_value()) wide = torch::stable::contiguous(torch::stable::to(*x, type));
 
@@ -186,11 +204,12 @@ std::tuple<Tensor, std::vector<Tensor>> backward(const Operands& operands, const
   for (size_t s = 0; s < values.size(); ++s) {
     const int64_t slots = need_values[s] ? operands.slots[s] : 0;
     Tensor out = torch::stable::new_empty(grad, {slots, orth::kSliceRows}, type);
-    if (need_x || need_values[s]) {
+    const bool add_x = need_x && !folded[s];
+    if (add_x || need_values[s]) {
       orth::orth_stream_backward<T>(
           n, k, operands.streams[s], static_cast<const T*>(g.const_data_ptr()),
           need_values[s] ? static_cast<const T*>(wide->const_data_ptr()) : nullptr, m,
-          need_x ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr,
+          add_x ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr,
           need_values[s] ? static_cast<T*>(out.mutable_data_ptr()) : nullptr, run_parallel);
     }
     grad_values.push_back(torch::stable::to(out, values[s].scalar_type()));
