@@ -15,8 +15,7 @@ from libortho.checkpoint import REFERENCE
 from libortho.cli.console import emit, shown, stderr
 from libortho.cli.options import Device, Json, Plan, Texts, text
 from libortho.experiments.family import SEEDS
-from libortho.experiments.killswitch import MEMBERS, demo, killswitch
-from libortho.experiments.utility import utility
+from libortho.experiments.killswitch import MEMBERS, demo, killswitch, utility
 from libortho.records import Record
 
 STATUS = {"PASS": 0, "FAIL": 1, "VOID": 2}
@@ -71,7 +70,7 @@ def experiment_verb(
     members: Members = None,
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="Repeatable.")] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Working directory, resumable.")] = Path(
-        "out"
+        "out/canaries"
     ),
     where: Records = Path("records"),
     texts: Texts = None,
@@ -81,32 +80,19 @@ def experiment_verb(
     """Run an experiment: one record per seed under records/, and a verdict."""
     chosen: Sequence[int] = seeds or SEEDS
     made: list[Record] = []
+    run = {"killswitch": killswitch, "utility": utility}[name]
     with shown() as progress:
         for seed in chosen:
-            if name == "killswitch":
-                made += killswitch(
-                    model,
-                    out / name,
-                    seeds=[seed],
-                    members=members or MEMBERS,
-                    text=text(texts),
-                    device=device,
-                    progress=progress,
-                )
-                file = where / name / f"seed-{seed}.json"
-            else:
-                made.append(
-                    utility(
-                        model,
-                        out / name,
-                        seed=seed,
-                        text=text(texts),
-                        device=device,
-                        progress=progress,
-                    )
-                )
-                file = where / name / f"seed-{seed}.json"
-            records.write(made[-1], file)
+            made += run(
+                model,
+                out,
+                seeds=[seed],
+                members=members or MEMBERS,
+                text=text(texts),
+                device=device,
+                progress=progress,
+            )
+            records.write(made[-1], where / name / f"seed-{seed}.json")
     _conclude(made, json, f"records in {where}/{name}")
 
 

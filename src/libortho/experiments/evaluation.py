@@ -18,14 +18,6 @@ from libortho.evaluate.texts import Text, windows
 from libortho.experiments.family import CONDITION, FAMILY
 from libortho.experiments.figures import HELDOUT, PYDOC, Figures, figures
 from libortho.experiments.states import measure
-from libortho.experiments.verdict import (
-    PPL_TUNED_VS_PUBLIC,
-    RECALL,
-    SIGNIFICANCE,
-    Check,
-    at_least,
-    at_most,
-)
 from libortho.experiments.ways import Made
 from libortho.model import load
 from libortho.privacy.encode import pad
@@ -45,22 +37,25 @@ class Measures:
         tokens: of each text, at least.
         candidates: random candidates per secret for the exposure at α = 0; 0 ranks members among
             the controls instead.
-        margin: what the perplexity gates are widened by.
     """
 
     heldout: Text
     pydoc: Text
     tokens: int
     candidates: int
-    margin: float
 
 
 @dataclass
 class Evaluated:
-    """Figures by way, the checks of the whole run, and the family of tests where it was run."""
+    """What was found.
+
+    Attributes:
+        merged: recall of the merged model, and its perplexity ratio to the public one.
+        family: the member/control tests at α = 0, where they were run.
+    """
 
     ways: dict[str, Figures]
-    checks: list[Check]
+    merged: tuple[float, float]
     family: dict[str, Any] | None
 
 
@@ -114,30 +109,15 @@ def evaluate(
             fp[way.stands_for],
             int4,
             sampled=sampled if way.guarantee == "exact" else {},
-            margin=measures.margin,
             seed=seed,
         )
-    checks = [check for one in ways.values() for check in one.checks]
-    checks += _tuned_model(fp, made)
-    if family is not None:
-        checks += [
-            Check(f"{name}: Holm-adjusted p", p > SIGNIFICANCE, "FAIL", p, f"> {SIGNIFICANCE:g}")
-            for name, p in family["adjusted"].items()
-        ]
-    return Evaluated(ways, checks, family)
+    return Evaluated(ways, _merged(fp, made), family)
 
 
-def _tuned_model(fp: Mapping[Path, StockScores], made: Made) -> list[Check]:
-    """The tuned model must recite and must not be broken, or nothing was there to remove."""
+def _merged(fp: Mapping[Path, StockScores], made: Made) -> tuple[float, float]:
     tuned, public = fp[made.merged], fp[made.ways[0].stands_for]
     recall = float(tuned.secrets["members"].exact.double().mean())
-    ratio = perplexity(tuned.windows[HELDOUT].nll) / perplexity(public.windows[HELDOUT].nll)
-    return [
-        at_least("merged LoRA: recall", recall, RECALL, "VOID"),
-        at_most(
-            "merged LoRA: perplexity over the public model", ratio, PPL_TUNED_VS_PUBLIC, "VOID"
-        ),
-    ]
+    return recall, perplexity(tuned.windows[HELDOUT].nll) / perplexity(public.windows[HELDOUT].nll)
 
 
 def _sampled(

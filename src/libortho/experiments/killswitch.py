@@ -14,18 +14,20 @@ import torch
 from libortho import records
 from libortho.errors import ConfigError
 from libortho.evaluate.texts import Text, heldout, pydoc_topics
+from libortho.experiments import rules
 from libortho.experiments.evaluation import Evaluated, Measures, evaluate
 from libortho.experiments.family import CANDIDATES, SEEDS
 from libortho.experiments.states import backend_name
-from libortho.experiments.verdict import as_json, judge
+from libortho.experiments.verdict import Check, as_json, judge
 from libortho.experiments.ways import DEMO, Made, Plan, make_base, make_ways
 from libortho.progress import Progress, silent
 from libortho.records import Record
 from libortho.tune import tune_options
 
-EXPERIMENT = "killswitch"
+DEMO_NAME, KILLSWITCH, UTILITY = "demo", "killswitch", "utility"
 MEMBERS = 200
 TOKENS = 20_000
+UTILITY_TOKENS = 60_000
 DEMO_MARGIN = 0.01
 
 FULL = replace(
@@ -77,6 +79,7 @@ def demo(
     *,
     members: int = DEMO.members,
     seed: int = 0,
+    text: Text | None = None,
     progress: Progress = silent,
 ) -> Record:
     """The main job: memorise, split and judge in minutes on a CPU; everything is computed anew.
@@ -86,9 +89,9 @@ def demo(
     """
     if folder.exists():
         shutil.rmtree(folder)
-    measures = Measures(heldout(), pydoc_topics(), TOKENS, 0, DEMO_MARGIN)
-    setting = Setting(public, folder, replace(DEMO, members=members), measures)
-    return _run("demo", setting, seed, progress)
+    measures = Measures(heldout(), pydoc_topics(), TOKENS, 0)
+    setting = Setting(public, folder, replace(DEMO, members=members), measures, text=text)
+    return _run(DEMO_NAME, setting, seed, progress)
 
 
 def killswitch(
@@ -110,9 +113,30 @@ def killswitch(
     """
     if not seeds or len(set(seeds)) != len(seeds):
         raise ConfigError(f"seeds {list(seeds)}: expected at least one, each once")
-    measures = Measures(text or heldout(), pydoc_topics(), TOKENS, CANDIDATES, 0.0)
+    measures = Measures(text or heldout(), pydoc_topics(), TOKENS, CANDIDATES)
     setting = Setting(public, folder, replace(plan, members=members), measures, device)
-    return [_run(EXPERIMENT, setting, seed, progress) for seed in seeds]
+    return [_run(KILLSWITCH, setting, seed, progress) for seed in seeds]
+
+
+def utility(
+    public: str | Path,
+    folder: Path,
+    *,
+    seeds: Sequence[int] = SEEDS,
+    members: int = MEMBERS,
+    text: Text | None = None,
+    plan: Plan = FULL,
+    device: str | torch.device = "cpu",
+    progress: Progress = silent,
+) -> list[Record]:
+    """The null test: what INT4, `repair` and a private stream cost in perplexity.
+
+    Works on the ways that ``killswitch`` made in the same ``folder``, or makes them. Judged by
+    perplexity alone.
+    """
+    measures = Measures(text or heldout(), pydoc_topics(), UTILITY_TOKENS, 0)
+    setting = Setting(public, folder, replace(plan, members=members), measures, device)
+    return [_run(UTILITY, setting, seed, progress) for seed in seeds]
 
 
 def _run(name: str, setting: Setting, seed: int, progress: Progress) -> Record:
@@ -136,7 +160,8 @@ def _run(name: str, setting: Setting, seed: int, progress: Progress) -> Record:
 def _record(
     name: str, setting: Setting, made: Made, found: Evaluated, seed: int, seconds: float
 ) -> Record:
-    verdict, reason = judge(found.checks)
+    checks = _checks(name, found, DEMO_MARGIN if name == DEMO_NAME else 0.0)
+    verdict, reason = judge(checks)
     methods = {}
     for way, one in found.ways.items():
         raw = dict(one.raw)
@@ -151,7 +176,6 @@ def _record(
         "pydoc": {"name": measures.pydoc.name, "sha256": measures.pydoc.sha256},
         "tokens": measures.tokens,
         "candidates": measures.candidates,
-        "margin": measures.margin,
         "device": str(setting.device),
         "plan": {
             key: value.model_dump() if hasattr(value, "model_dump") else value
@@ -159,7 +183,7 @@ def _record(
         },
     }
     figures = {**_headline(methods), "verdict": verdict, "seconds": seconds}
-    figures["checks"] = as_json(found.checks)
+    figures["checks"] = as_json(checks)
     if found.family is not None:
         figures["family"] = {k: v for k, v in found.family.items() if k != "raw"}
     return records.new(
@@ -174,6 +198,24 @@ def _record(
         methods=methods,
         raw={"family": found.family["raw"]} if found.family else None,
     )
+
+
+def _checks(name: str, found: Evaluated, margin: float) -> list[Check]:
+    checks = []
+    exact = {
+        way: one.values for way, one in found.ways.items() if one.values["guarantee"] == "exact"
+    }
+    for way, one in found.ways.items():
+        checks += rules.honest(way, one.values)
+    checks += rules.tuned_model(*found.merged)
+    if name == UTILITY:
+        checks += rules.cheap_base(exact["tune"])
+        return checks + [rules.faithful_at_1(way, values) for way, values in exact.items()]
+    for way, values in exact.items():
+        checks += rules.silent_at_0(way, values, margin)
+    if found.family is not None:
+        checks += rules.indistinguishable(found.family["adjusted"])
+    return checks
 
 
 def _headline(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

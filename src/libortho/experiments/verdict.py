@@ -1,7 +1,6 @@
-"""The rules by which a kill-switch run is PASS, FAIL or VOID (design §1 and §7), as data.
+"""PASS, FAIL or VOID as the sum of checks, each with the value found and its limit.
 
-VOID: the run shows nothing. FAIL: it shows that a promise is broken. Every rule is a check with
-the value found and the limit, so that a report can list them all.
+VOID: the run shows nothing. FAIL: it shows that a promise is broken.
 """
 
 from __future__ import annotations
@@ -13,13 +12,6 @@ from typing import Literal
 from pydantic import JsonValue
 
 from libortho.records import Verdict
-
-RECALL = 0.95
-PPL_TUNED_VS_PUBLIC = 1.10
-PPL_ALPHA1 = 1.03
-PPL_PYDOC = 1.10
-DENSITY = 0.02
-SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True)
