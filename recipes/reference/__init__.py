@@ -1,0 +1,1 @@
+"""The recipe of the embedded reference model: ``python -m recipes.reference --help``."""
