@@ -33,14 +33,13 @@ def dual_linear(
     y = xs @ _base(tiles, scales, rows, group_size, wide).T
     for index, value in enumerate(values):
         weight = alpha[index].to(wide)
-        if x.device.type == "cpu":
-            active = weight.nonzero().flatten()
-            if active.numel():
-                ortho = _dense(slice_ptr[index], columns[index], value, rows, inputs, wide)
-                y[active] += weight[active, None] * (xs[active] @ ortho.T)
-        else:
+        if x.device.type != "cpu":
             ortho = _dense(slice_ptr[index], columns[index], value, rows, inputs, wide)
-            y = torch.where(weight[:, None] != 0, y + weight[:, None] * (xs @ ortho.T), y)
+            y = _add_by_selection(y, xs, ortho, weight)
+        elif bool(weight.any()):
+            ortho = _dense(slice_ptr[index], columns[index], value, rows, inputs, wide)
+            opened = weight.nonzero().flatten()
+            y[opened] += weight[opened, None] * (xs[opened] @ ortho.T)
     return y.to(x.dtype)
 
 
@@ -67,23 +66,30 @@ def dual_linear_backward(
         grad_x = g @ _base(tiles, scales, rows, group_size, wide)
     grad_values = []
     for index, (value, need) in enumerate(zip(values, need_values, strict=True)):
-        weight = alpha[index].to(wide)[:, None]
-        open_rows = weight != 0
-        scaled = torch.where(open_rows, weight * g, 0.0)
+        weight = alpha[index].to(wide)
+        if grad.device.type == "cpu" and not bool(weight.any()):
+            grad_values.append(torch.zeros_like(value) if need else value.new_empty((0, SLICE_ROWS)))
+            continue
+        opened = weight[:, None] != 0
+        scaled = torch.where(opened, weight[:, None] * g, 0.0)
         if need_x:
-            # Opened rows only: a closed row of NaN gradients must not reach the others either.
             ortho = _dense(slice_ptr[index], columns[index], value, rows, inputs, wide)
-            grad_x = torch.where(open_rows, grad_x + scaled @ ortho, grad_x)
+            grad_x = _add_by_selection(grad_x, g, ortho.T, weight)
         if not need:
             grad_values.append(value.new_empty((0, SLICE_ROWS)))
             continue
         if x is None:
             raise RuntimeError("x: needed for the gradient of values")
         outer = torch.zeros(_padded(rows), inputs + 1, dtype=wide, device=grad.device)
-        outer[:rows, :inputs] = scaled.T @ torch.where(open_rows, x.to(wide), 0.0)
+        outer[:rows, :inputs] = scaled.T @ torch.where(opened, x.to(wide), 0.0)
         row, column = _positions(slice_ptr[index], columns[index], inputs)
         grad_values.append(outer[row, column].to(value.dtype))
     return grad_x.to(grad.dtype), grad_values
+
+
+def _add_by_selection(y: Tensor, x: Tensor, weight: Tensor, alpha: Tensor) -> Tensor:
+    """y + alpha (x weight^T) where alpha is not 0, y elsewhere, whatever the weights hold."""
+    return torch.where(alpha[:, None] != 0, y + alpha[:, None] * (x @ weight.T), y)
 
 
 def _accumulator(x: Tensor) -> torch.dtype:

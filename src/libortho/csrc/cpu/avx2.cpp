@@ -2,11 +2,11 @@
 #include "kernels.h"
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-#include "kernels_impl.h"
+#include "kernel_table.h"
 #include "vector_avx2.h"
 
 namespace orth {
-const Kernels<float>* avx2_kernels() { return KernelsOf<VectorAvx2>::table(); }
+const Kernels<float>* avx2_kernels() { return kernel_table<VectorAvx2>(); }
 }  // namespace orth
 #else
 namespace orth {

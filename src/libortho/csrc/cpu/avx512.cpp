@@ -2,11 +2,11 @@
 #include "kernels.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
-#include "kernels_impl.h"
+#include "kernel_table.h"
 #include "vector_avx512.h"
 
 namespace orth {
-const Kernels<float>* avx512_kernels() { return KernelsOf<VectorAvx512>::table(); }
+const Kernels<float>* avx512_kernels() { return kernel_table<VectorAvx512>(); }
 }  // namespace orth
 #else
 namespace orth {

@@ -32,11 +32,11 @@ Isa choose() {
     if (!any && std::strcmp(wanted, kNames[i]) != 0) continue;
     if (cpu_has(kAll[i])) return kAll[i];
     if (!any) {
-      throw std::invalid_argument(std::string("LIBORTHO_ISA=") + wanted +
+      throw std::runtime_error(std::string("LIBORTHO_ISA=") + wanted +
                                   ": this CPU or this build lacks it; unset it or name another");
     }
   }
-  throw std::invalid_argument(std::string("LIBORTHO_ISA=") + wanted +
+  throw std::runtime_error(std::string("LIBORTHO_ISA=") + wanted +
                               " is none of scalar, avx2, avx512");
 }
 

@@ -48,7 +48,7 @@ const Kernels<float>* avx2_kernels();    // null where not compiled in
 const Kernels<float>* avx512_kernels();  // null where not compiled in
 
 // The instruction set in use: the best that the CPU has, or the one that LIBORTHO_ISA (scalar,
-// avx2, avx512) names. Throws std::invalid_argument when that one cannot run here.
+// avx2, avx512) names. Throws std::runtime_error when that one cannot run here.
 Isa active_isa();
 
 template <typename T>

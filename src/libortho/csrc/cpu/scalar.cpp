@@ -1,10 +1,10 @@
 // The kernels on any CPU; the only ones for double.
-#include "kernels_impl.h"
+#include "kernel_table.h"
 #include "vector_scalar.h"
 
 namespace orth {
 
-const Kernels<float>* scalar_kernels() { return KernelsOf<VectorScalar<float>>::table(); }
-const Kernels<double>* scalar_kernels_double() { return KernelsOf<VectorScalar<double>>::table(); }
+const Kernels<float>* scalar_kernels() { return kernel_table<VectorScalar<float>>(); }
+const Kernels<double>* scalar_kernels_double() { return kernel_table<VectorScalar<double>>(); }
 
 }  // namespace orth
