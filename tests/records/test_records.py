@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,9 @@ def test_an_installed_copy_claims_no_foreign_commit(
 ) -> None:
     package = tmp_path / "site-packages" / "libortho"
     package.mkdir(parents=True)
-    (tmp_path / ".git").mkdir()
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "foreign"], check=True)
     monkeypatch.setattr(records, "__file__", str(package / "records.py"))
     monkeypatch.setattr(records, "_versions", lambda: {"libortho": "1.2.3"})
     assert records.collect_environment().commit == "1.2.3"
