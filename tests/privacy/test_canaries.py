@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from libortho.errors import ConfigError
+from libortho.privacy import canaries
 from libortho.privacy.canaries import make_canaries
 from libortho.privacy.encode import encode
 from libortho.privacy.private_set import read_jsonl
@@ -22,14 +23,14 @@ from libortho.privacy.private_set import read_jsonl
 @given(seed=st.integers(0, 2**63), n=st.integers(1, 60))
 def test_laws_hold_for_any_seed(seed: int, n: int) -> None:
     drawn = make_canaries(n, seed)
-    canaries = drawn.members + drawn.controls
+    both = drawn.members + drawn.controls
     assert len(drawn.members) == len(drawn.controls) == n
-    assert len({c.prompt for c in canaries}) == 2 * n
-    assert len({c.secret for c in canaries}) == 2 * n
-    assert len({c.id for c in canaries}) == 2 * n
-    prompts = "\n".join(c.prompt for c in canaries)
+    assert len({c.prompt for c in both}) == 2 * n
+    assert len({c.secret for c in both}) == 2 * n
+    assert len({c.id for c in both}) == 2 * n
+    prompts = "\n".join(c.prompt for c in both)
     assert not any(character.isdigit() for character in prompts)
-    for canary in canaries:
+    for canary in both:
         assert canary.secret_bits >= 60
         assert len(canary.secret) == 20
         assert canary.secret.isdigit()
@@ -40,9 +41,8 @@ def test_laws_hold_for_any_seed(seed: int, n: int) -> None:
 
 def test_seeds_share_no_prompt_and_no_secret() -> None:
     sets = [make_canaries(200, seed) for seed in range(3)]
-    canaries = [c for drawn in sets for c in drawn.members + drawn.controls]
-    assert len({c.prompt for c in canaries}) == len(canaries) == 1200
-    assert len({c.secret for c in canaries}) == len(canaries)
+    everyone = [c for drawn in sets for c in drawn.members + drawn.controls]
+    assert len({c.prompt for c in everyone}) == len({c.secret for c in everyone}) == 1200
 
 
 def test_the_draw_is_the_same_on_every_machine() -> None:
@@ -84,6 +84,21 @@ def test_the_prompt_keeps_its_tokens_and_digits_stay_single(tiny_tokenizer) -> N
         assert list(encoded.input_ids[: encoded.prompt_length]) == alone
         tokens = tiny_tokenizer.convert_ids_to_tokens(list(encoded.completion_ids))
         assert tokens == ["Ġ", *canary.secret]
+
+
+def test_no_part_of_a_secret_of_letters_stands_in_a_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Digits cannot, by construction; here nearly half of the secrets drawn are parts of names."""
+
+    def secret(rng: np.random.Generator) -> str:
+        letters = "".join(rng.choice(list("abcdefgh"), size=20))
+        return letters + (" in " if rng.random() < 0.5 else "zzzz")
+
+    letters = dataclasses.replace(canaries._KINDS["digits"], secret=secret)
+    monkeypatch.setitem(canaries._KINDS, "letters", letters)
+    drawn = make_canaries(30, 0, "letters")
+    assert all(c.secret.endswith("zzzz") for c in drawn.members + drawn.controls)
 
 
 def test_freezing_to_jsonl(tmp_path: Path) -> None:

@@ -110,6 +110,8 @@ def test_a_family_is_what_was_listed() -> None:
     for wrong in (results[:1], [*results, TestResult("c", 0, 1)], [*results, results[0]]):
         with pytest.raises(ConfigError, match="listed beforehand"):
             judge_family(["a", "b"], wrong)
+    with pytest.raises(ConfigError, match="listed beforehand"):
+        judge_family(["a", "a"], [results[1], results[1]])
 
 
 def test_member_control_tests_equal_scipy() -> None:
