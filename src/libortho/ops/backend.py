@@ -122,7 +122,7 @@ def _load_compiled() -> tuple[Path, str]:
 def _use_native(library: Path, reason: str) -> Backend:
     try:
         isa = _ISAS[torch.ops.libortho.isa()]
-    except RuntimeError as error:
+    except RuntimeError as error:  # LIBORTHO_ISA asks for what is not there
         raise BackendUnavailable(str(error).splitlines()[0]) from error
     _register("CUDA")
     return Backend("native", isa, reason, library)

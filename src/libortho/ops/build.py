@@ -6,6 +6,7 @@ Imports nothing of libortho and nothing but the standard library, so that ``setu
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -37,6 +38,7 @@ FLAGS = (
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 UNIT_FLAGS = {"cpu/avx2.cpp": _AVX2, "cpu/avx512.cpp": _AVX512}
+_log = logging.getLogger(__name__)
 _MARK = "libortho-source-key:"
 
 
@@ -111,4 +113,5 @@ def _run(command: Sequence[str]) -> None:
     if done.returncode != 0:
         lines = done.stderr.splitlines()
         first = next((line for line in lines if "error" in line.lower()), done.stderr.strip())
-        raise BuildError(f"{first}\n(command: {' '.join(command)})")
+        _log.debug("%s\n%s", " ".join(command), done.stderr)
+        raise BuildError(f"{Path(command[0]).name} failed: {first} (logging at DEBUG shows it all)")
