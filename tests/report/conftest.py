@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from libortho import records
+from libortho.experiments import rules
+from libortho.experiments.verdict import as_json
 from libortho.records import Record
 
 STATES = ("fp", "int4", "alpha0", "repair", "alpha1")
@@ -84,8 +86,13 @@ def synthetic(experiment: str = "demo", *, n: int = 20, seed: int = 1) -> Record
         n=n,
         seeds=[seed],
         backend="native avx2",
-        config={"ppl_gate": 1.04},
-        figures={key: value for key, value in methods["delta"].items() if key != "raw"},
+        reason="all 2 checks held.",
+        figures={
+            **{key: value for key, value in methods["delta"].items() if key != "raw"},
+            "checks": as_json(
+                [rules.faithful_at_1(way, methods[way], 0.01) for way in ("tune", "delta")]
+            ),
+        },
         methods=methods,
     )
 

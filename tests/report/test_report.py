@@ -11,7 +11,9 @@ import pytest
 
 from libortho import records, report
 from libortho.errors import ConfigError
+from libortho.experiments.verdict import as_json, at_most
 from libortho.records import Record
+from libortho.report import view
 
 MakeRecord = Callable[..., Record]
 VOID_ELEMENTS = {"meta", "br", "link", "img", "hr", "input"}
@@ -154,3 +156,38 @@ def test_a_record_without_methods_still_renders(tmp_path: Path) -> None:
 def test_no_record_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="libortho demo"):
         report.render([], tmp_path / "report.html")
+
+
+def test_the_rules_are_listed_and_draw_their_gate(tmp_path: Path, make_record: MakeRecord) -> None:
+    record = make_record()
+    assert view.gates(record, view.ways(record)) == {"tune": 1.04, "delta": 1.04}
+    record.figures["checks"] = as_json([at_most("tune: density of private", 0.5, 0.02, "FAIL")])
+    record.verdict, record.reason = "FAIL", "tune: density of private is 0.5, wanted ≤ 0.02"
+    assert view.gates(record, view.ways(record)) == {}
+    text = render(tmp_path, record)
+    assert "broken</b>" in text
+    assert "<b>What decided:</b> tune: density of private is 0.5" in text
+
+
+def test_a_state_the_way_does_not_have_is_not_missing(make_record: MakeRecord) -> None:
+    record = make_record()
+    method = record.methods["residual"]
+    method.__pydantic_extra__["ppl_repair"] = None
+    assert isinstance(method.raw, dict)
+    for kind in ("nll", "exposure", "exact"):
+        scores = method.raw[kind]
+        assert isinstance(scores, dict)
+        del scores["repair"]
+    del method.__pydantic_extra__["bytes_repair"]
+    (way,) = [way for way in view.ways(record) if way.name == "residual"]
+    kinds = {view.cell(way, column, "repair", "libortho demo").kind for column in view.COLUMNS}
+    assert kinds == {"absent"}
+
+
+def test_every_training_run_has_its_line(tmp_path: Path, make_record: MakeRecord) -> None:
+    record = make_record()
+    raw = record.methods["delta"].raw
+    assert isinstance(raw, dict)
+    raw["curves"] = {"LoRA": raw["curve"], "delta": raw["curve"]}
+    text = render(tmp_path, record)
+    assert "delta: LoRA" in text

@@ -10,11 +10,11 @@ from urllib.parse import quote
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from pydantic import JsonValue
 
 from libortho.errors import ConfigError
 from libortho.records import RawFile, Record, write_atomic
 from libortho.report import plots, view, words
+from libortho.report.cards import Card, cards, share
 from libortho.report.view import Cell, Way
 
 MARKS = {"PASS": "✓", "FAIL": "✕", "VOID": "∅"}
@@ -35,15 +35,6 @@ PLOT_WORDS = {
 
 
 @dataclass(frozen=True)
-class Card:
-    """One headline number: what it is, its value, and which direction is good."""
-
-    label: str
-    cell: Cell
-    meaning: str
-
-
-@dataclass(frozen=True)
 class Run:
     """One record, ready for the template."""
 
@@ -58,6 +49,7 @@ class Run:
     columns: Sequence[str]
     table: Mapping[str, Sequence[tuple[str, Sequence[Cell]]]]
     cards: Sequence[Card]
+    checks: Sequence[view.Check]
     findings: Sequence[words.Finding]
     plots: Sequence[tuple[Markup | None, str]]
     others: Sequence[tuple[str, str]]
@@ -117,15 +109,11 @@ def _run(record: Record, ident: str, out: Path) -> Run:
     command = view.command_for(record)
     columns = view.columns(record, found)
     judged = record.experiment in view.CANARY_EXPERIMENTS
-    gate = record.config.get("ppl_gate")
     drawn = {
         "training": plots.training(found, f"{ident}t"),
         "exposures": plots.exposures(found, f"{ident}e"),
-        "perplexities": plots.perplexities(
-            found, float(gate) if isinstance(gate, int | float) else None, f"{ident}p"
-        ),
+        "perplexities": plots.perplexities(found, view.gates(record, found), f"{ident}p"),
     }
-    cards = _cards(record, found, command) if judged else []
     return Run(
         record=record,
         ident=ident,
@@ -143,7 +131,8 @@ def _run(record: Record, ident: str, out: Path) -> Run:
             ]
             for way in found
         },
-        cards=cards,
+        cards=cards(record, found, command) if judged else [],
+        checks=view.checks(record),
         findings=[words.finding(way) for way in found] if judged else [],
         plots=[(svg, PLOT_WORDS[name]) for name, svg in drawn.items() if svg or judged],
         others=_others(record, found, judged),
@@ -153,62 +142,6 @@ def _run(record: Record, ident: str, out: Path) -> Run:
             if isinstance(raw, RawFile)
         ],
     )
-
-
-def _cards(record: Record, found: Sequence[Way], command: str) -> list[Card]:
-    top = Way("all", "", "", _whole(record.figures.get("members")), record.figures, {})
-    missing = Cell("missing", command, kind="missing")
-    judged = [way for way in found if way.guarantee == "exact"] or list(found)
-    recited = {
-        state: [pair for way in judged if (pair := way.recited(state))]
-        for state in ("alpha0", "alpha1")
-    }
-    identical = record.figures.get("identical_alpha0")
-    calls, expected = top.number("native_op_calls"), top.number("expected_op_calls")
-    worst = min(recited["alpha1"]) if recited["alpha1"] else top.recited("alpha1")
-    leaked = max(recited["alpha0"]) if recited["alpha0"] else top.recited("alpha0")
-    pydoc = _ratio(top, "ppl_pydoc_alpha1", "ppl_pydoc_fp")
-    density, seconds = top.number("density"), top.number("seconds")
-    return [
-        Card("Recited, stream on", _share(worst, missing), "higher is better: the power gate"),
-        Card("Recited, stream off", _share(leaked, missing, bad=True), "0 is wanted"),
-        Card(
-            "Bit-identical at α = 0",
-            Cell("yes" if identical else "no", bad=not identical)
-            if isinstance(identical, bool)
-            else missing,
-            "yes is wanted: every compared logit equals the base's",
-        ),
-        Card(
-            "Perplexity at α = 1",
-            view.cell(top, "ppl", "alpha1", command),
-            "to the FP model; nearer to 1 is better",
-        ),
-        Card(
-            "Same, real text",
-            missing if pydoc is None else Cell(f"{pydoc:.4f}×", _interval(top)),
-            "CPython's documentation; nearer to 1 is better",
-        ),
-        Card(
-            "Density of private",
-            missing
-            if density is None
-            else Cell(f"{100 * density:.2f}%", _figure(top, "bits_per_weight", "bits per weight")),
-            "share of the weights it touches; lower is better",
-        ),
-        Card(
-            "Native calls",
-            missing
-            if calls is None or expected is None
-            else Cell(f"{calls:,.0f}", f"of {expected:,.0f} expected", bad=calls != expected),
-            "must be equal: our kernel did the work",
-        ),
-        Card(
-            "Time",
-            missing if seconds is None else Cell(f"{seconds:,.0f} s"),
-            "the whole run; lower is better",
-        ),
-    ]
 
 
 def _across(group: Sequence[Run]) -> list[tuple[str, list[tuple[str, list[Cell]]]]]:
@@ -231,7 +164,7 @@ def _across(group: Sequence[Run]) -> list[tuple[str, list[tuple[str, list[Cell]]
             for state in ("alpha1", "alpha0"):
                 pair = way.recited(state)
                 pooled[state] += [pair] if pair else []
-                cells.append(_share(pair, missing, bad=state == "alpha0"))
+                cells.append(share(pair, missing, bad=state == "alpha0"))
             cells += [view.cell(way, "exposure", s, run.command) for s in ("alpha1", "alpha0")]
             cells.append(view.cell(way, "ppl", "alpha1", run.command))
             density = way.number("density")
@@ -239,7 +172,7 @@ def _across(group: Sequence[Run]) -> list[tuple[str, list[tuple[str, list[Cell]]
             rows.append((f"seed {seeds}", cells))
         if any(pooled.values()):
             sums = [
-                _share((sum(k for k, _ in pairs), sum(n for _, n in pairs)), Cell("—"), bad=off)
+                share((sum(k for k, _ in pairs), sum(n for _, n in pairs)), Cell("—"), bad=off)
                 for pairs, off in ((pooled["alpha1"], False), (pooled["alpha0"], True))
             ]
             rows.append(("all seeds", [*sums, *[Cell("", kind="absent")] * 4]))
@@ -250,49 +183,12 @@ def _across(group: Sequence[Run]) -> list[tuple[str, list[tuple[str, list[Cell]]
 def _others(record: Record, found: Sequence[Way], judged: bool) -> list[tuple[str, str]]:
     """Figures that neither the cards nor the table show, as name and text."""
     shown = {f"{stem}_{s}" for stem in ("ppl", "bytes", "extracted") for s in view.STATES}
-    listed = [] if judged else [(k, v) for k, v in record.figures.items()]
+    known = {"verdict", "checks"}
+    if judged:
+        known |= {"seconds", *(key for way in found for key in way.figures)}
+    listed = [(key, value) for key, value in record.figures.items() if key not in known]
     listed += [(f"{w.name}: {k}", v) for w in found for k, v in w.figures.items() if k not in shown]
-    return [(key, _text(value)) for key, value in listed]
-
-
-def _text(value: JsonValue) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    if isinstance(value, list):
-        return ", ".join(map(_text, value))
-    if isinstance(value, dict):
-        return "; ".join(f"{k} {_text(v)}" for k, v in value.items())
-    return "—" if value is None else str(value)
-
-
-def _share(pair: tuple[int, int] | None, missing: Cell, bad: bool = False) -> Cell:
-    if pair is None or pair[1] == 0:
-        return missing
-    made = view.proportion(*pair)
-    return Cell(made.text, made.detail, bad=bad and pair[0] > 0)
-
-
-def _ratio(way: Way, value: str, reference: str) -> float | None:
-    above, below = way.number(value), way.number(reference)
-    return above / below if above is not None and below else None
-
-
-def _interval(way: Way) -> str:
-    ends = way.figures.get("ppl_ratio_pydoc_alpha1_interval")
-    if isinstance(ends, list) and len(ends) == 2 and all(isinstance(e, int | float) for e in ends):
-        return f"[{ends[0]:.4f}, {ends[1]:.4f}]"
-    return ""
-
-
-def _figure(way: Way, key: str, unit: str) -> str:
-    value = way.number(key)
-    return "" if value is None else f"{value:.3f} {unit}"
-
-
-def _whole(value: JsonValue) -> int | None:
-    return value if isinstance(value, int) else None
+    return [(key, view.text(value)) for key, value in listed]
 
 
 def _link(record: Record, out: Path) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 from markupsafe import Markup, escape
@@ -64,23 +64,27 @@ def training(found: Sequence[Way], ident: str) -> Markup | None:
         loss, recall = figure.subplots(1, 2)
         drawn = 0
         for index, way in enumerate(found):
-            for axes, key, factor in ((loss, "loss", 1.0), (recall, "recall", 100.0)):
-                points = [
-                    (float(step), factor * float(value))
-                    for point in way.curve()
-                    if isinstance(step := point.get("step"), int | float)
-                    and isinstance(value := point.get(key), int | float)
-                ]
-                drawn += len(points)
-                axes.plot(
-                    *zip(*points, strict=True) if points else ([], []),
-                    color=WAY_COLOURS[index % len(WAY_COLOURS)],
-                    linestyle=LINES[index % len(LINES)],
-                    marker=MARKS[index % len(MARKS)] if len(points) <= 40 else None,
-                    markersize=3.5,
-                    linewidth=1.7,
-                    label=way.name if points else None,
-                )
+            colour = WAY_COLOURS[index % len(WAY_COLOURS)]
+            for order, (run, curve) in enumerate(way.curves().items()):
+                for axes, key, factor in ((loss, "loss", 1.0), (recall, "recall", 100.0)):
+                    points = [
+                        (float(step), factor * float(value))
+                        for point in curve
+                        if isinstance(step := point.get("step"), int | float)
+                        and isinstance(value := point.get(key), int | float)
+                    ]
+                    if not points:
+                        continue
+                    drawn += len(points)
+                    axes.plot(
+                        *zip(*points, strict=True),
+                        color=colour,
+                        linestyle=LINES[(index + order) % len(LINES)],
+                        marker=MARKS[index % len(MARKS)] if len(points) <= 40 else None,
+                        markersize=3.5,
+                        linewidth=1.7,
+                        label=f"{way.name}: {run}" if run else way.name,
+                    )
         if not drawn:
             return None
         loss.set(title="Training loss", xlabel="step", ylabel="nats per secret token")
@@ -124,7 +128,7 @@ def exposures(found: Sequence[Way], ident: str) -> Markup | None:
         return _svg(figure, ident, "Exposure of members and controls at α = 0 and α = 1, by way")
 
 
-def perplexities(found: Sequence[Way], gate: float | None, ident: str) -> Markup | None:
+def perplexities(found: Sequence[Way], gates: Mapping[str, float], ident: str) -> Markup | None:
     """Bars of perplexity over FP for each way and state; None where no way has the figures."""
     states = [state for state in STATES if state != "fp"]
     shown = [way for way in found if any(way.ratio(state) is not None for state in states)]
@@ -132,12 +136,14 @@ def perplexities(found: Sequence[Way], gate: float | None, ident: str) -> Markup
         return None
     ratios = [ratio for way in shown for s in states if (ratio := way.ratio(s)) is not None]
     with matplotlib.rc_context(STYLE):
+        marked: set[float] = set()
         figure = Figure(figsize=(9.4, 1.35 * len(shown) + 0.7), layout="constrained")
         grid = figure.subplots(len(shown), 1, sharex=True, squeeze=False)
-        for index, (way, axes) in enumerate(zip(shown, grid[:, 0], strict=True)):
+        for way, axes in zip(shown, grid[:, 0], strict=True):
             colour = WAY_COLOURS[list(found).index(way) % len(WAY_COLOURS)]
             axes.set_title(way.name)
-            for place, state in enumerate(states):
+            present = [state for state in states if way.has(state)]
+            for place, state in enumerate(present):
                 ratio = way.ratio(state)
                 if ratio is not None:
                     axes.barh(place, ratio - 1, left=1, height=0.62, color=colour, alpha=0.8)
@@ -150,15 +156,16 @@ def perplexities(found: Sequence[Way], gate: float | None, ident: str) -> Markup
                     va="center",
                     fontsize=8.5,
                 )
-            axes.set_yticks(range(len(states)), [STATES[state] for state in states])
+            axes.set_yticks(range(len(present)), [STATES[state] for state in present])
             axes.invert_yaxis()
             axes.grid(axis="y", visible=False)
             axes.axvline(1, color=INK, linewidth=1)
-            if gate is not None and (ratio := way.ratio("alpha1")) is not None:
+            if (gate := gates.get(way.name)) is not None:
                 line = axes.axvline(gate, color=GATE, linewidth=1.2, linestyle="--")
-                if index == 0:
+                if gate not in marked:
                     line.set_label(f"gate for α = 1: {gate:g}×")
-        low, high = min(1.0, *ratios), max(gate or 1.0, *ratios)
+                marked.add(gate)
+        low, high = min(1.0, *ratios), max(1.0, *ratios, *marked)
         if high / low > 2:
             grid[-1][0].set_xscale("log")
             grid[-1][0].set_xlim(low * 0.97, high * (high / low) ** 0.12)
@@ -166,7 +173,7 @@ def perplexities(found: Sequence[Way], gate: float | None, ident: str) -> Markup
             span = max(high - low, 0.005)
             grid[-1][0].set_xlim(low - 0.03 * span, high + 0.14 * span)
         grid[-1][0].set_xlabel("perplexity ÷ perplexity of the FP model")
-        if gate is not None:
+        if marked:
             figure.legend(loc="outside upper right", fontsize=8.5)
         return _svg(figure, ident, "Perplexity of each state over that of the FP model, by way")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan, nan
 from statistics import fmean
 from typing import Literal
 
@@ -68,6 +69,17 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Check:
+    """One rule of the verdict, as it was applied."""
+
+    rule: str
+    held: bool
+    decides: str
+    found: str
+    limit: str
+
+
+@dataclass(frozen=True)
 class Way:
     """One way in of one record, with its raw scores loaded."""
 
@@ -89,10 +101,23 @@ class Way:
         members, controls = _numbers(pair.get("members")), _numbers(pair.get("controls"))
         return (members, controls) if members else None
 
-    def curve(self) -> list[Mapping[str, JsonValue]]:
-        """Training history: mappings with step, loss, recall and lr, where known."""
-        points = self.raw.get("curve")
-        return [_mapping(point) for point in points] if isinstance(points, list) else []
+    def interval(self, key: str) -> tuple[float, float]:
+        """The two ends of the interval ``key``; NaN where the record has none."""
+        ends = _numbers(self.figures.get(key))
+        return (ends[0], ends[1]) if len(ends) == 2 else (nan, nan)
+
+    def curves(self) -> dict[str, list[Mapping[str, JsonValue]]]:
+        """Training histories: by training run, points with step, loss, recall, lr where known."""
+        several = _mapping(self.raw.get("curves")) or {"": self.raw.get("curve")}
+        return {
+            name if name != self.name else "": [_mapping(point) for point in points]
+            for name, points in several.items()
+            if isinstance(points, list) and points
+        }
+
+    def has(self, state: str) -> bool:
+        """False where the way has no such state: its perplexity was recorded as null."""
+        return self.figures.get(f"ppl_{state}", "") is not None
 
     def recited(self, state: str) -> tuple[int, int] | None:
         """How many members are recited whole, of how many."""
@@ -143,6 +168,47 @@ def ways(record: Record) -> list[Way]:
     return found
 
 
+def checks(record: Record) -> list[Check]:
+    """The rules that made the verdict, broken ones first, where the record lists them."""
+    listed = record.figures.get("checks")
+    rules = [_mapping(one) for one in listed] if isinstance(listed, list) else []
+    found = [
+        Check(
+            rule=str(one.get("name")),
+            held=one.get("held") is True,
+            decides=str(one.get("decides")),
+            found=text(one.get("found")),
+            limit=str(one.get("limit")),
+        )
+        for one in rules
+    ]
+    return sorted(found, key=lambda check: check.held)
+
+
+def gates(record: Record, found: Sequence[Way]) -> dict[str, float]:
+    """By way, the limit that the record's rules set to the perplexity ratio at α = 1."""
+    limits = {check.rule: check.limit for check in checks(record)}
+    gates = {way.name: limits.get(f"{way.name}: perplexity ratio at α=1", "") for way in found}
+    return {
+        name: float(limit.removeprefix("≤ "))
+        for name, limit in gates.items()
+        if limit.startswith("≤ ")
+    }
+
+
+def text(value: JsonValue) -> str:
+    """A figure as a reader wants it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, list):
+        return ", ".join(map(text, value))
+    if isinstance(value, dict):
+        return "; ".join(f"{k} {text(v)}" for k, v in value.items())
+    return "—" if value is None else str(value)
+
+
 def columns(record: Record, found: Sequence[Way]) -> list[str]:
     """The columns the record's table has: all where canaries are judged, else those with data."""
     if record.experiment in CANARY_EXPERIMENTS:
@@ -165,6 +231,8 @@ def cell(way: Way, column: str, state: str, command: str) -> Cell:
     }[column](way, state)
     if made is not None:
         return made
+    if not way.has(state):
+        return Cell("—", "no such state", kind="absent")
     keys = {
         "recites": (f"extracted_{state}", f"recall_{state}"),
         "nll": (f"nll_{state}",),
@@ -213,7 +281,9 @@ def _nll(way: Way, state: str) -> Cell | None:
 def _exposure(way: Way, state: str) -> Cell | None:
     scores = way.scores("exposure", state)
     if scores is not None:
-        return Cell(_pair(*scores, digits=2), f"n = {len(scores[0])} | {len(scores[1])}")
+        kind = _mapping(way.figures.get("exposure_kind")).get(state)
+        how = {"sampled": "sampled", "controls": "among controls"}.get(str(kind), "")
+        return Cell(_pair(*scores, digits=2), how or f"n = {len(scores[0])} | {len(scores[1])}")
     value = way.number(f"exposure_{state}")
     return None if value is None else Cell(f"{value:.2f}")
 
@@ -223,10 +293,8 @@ def _perplexity(way: Way, state: str) -> Cell | None:
     if value is None:
         return None
     ratio = way.ratio(state)
-    interval = _numbers(way.figures.get(f"ppl_ratio_{state}_interval"))
-    detail = f"PPL {value:.3f}"
-    if len(interval) == 2:
-        detail += f" [{interval[0]:.4f}, {interval[1]:.4f}]×"
+    low, high = way.interval(f"ppl_ratio_{state}_interval")
+    detail = f"PPL {value:.3f}" if isnan(low) else f"[{low:.4f}, {high:.4f}] PPL {value:.3f}"
     return Cell("no FP figure" if ratio is None else f"{ratio:.4f}×", detail, bad=ratio is None)
 
 

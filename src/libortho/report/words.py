@@ -111,11 +111,8 @@ def finding(way: Way) -> Finding:
 
 
 def verdict_sentence(record: Record, found: Sequence[Way]) -> str:
-    """One plain sentence that says what the verdict means, followed by the record's reason."""
-    sentences = [_meaning(record, found)]
-    if record.reason:
-        sentences.append(record.reason[0].upper() + record.reason[1:])
-    return " ".join(s if s.endswith((".", "!", "?")) else f"{s}." for s in sentences)
+    """One plain sentence that says what the verdict means."""
+    return f"{_meaning(record, found)}."
 
 
 def _meaning(record: Record, found: Sequence[Way]) -> str:
