@@ -85,7 +85,7 @@ def canonical(spec: Setting | Sequence[Setting] | Tensor) -> Spec:
     """Check a setting and round every value to a multiple of 1/256 (ties to even)."""
     if isinstance(spec, Tensor):
         spec = spec.tolist()
-    if isinstance(spec, Sequence) and not isinstance(spec, str):
+    if isinstance(spec, Sequence) and not isinstance(spec, (str, bytes)):
         return tuple(_setting(entry) for entry in spec)
     return _setting(spec)
 
@@ -240,7 +240,7 @@ def _setting(value: Any) -> Setting:
 
 def _round(value: Any, what: str) -> float:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 <= value <= 1:
+    if not number or not 0 <= value <= 1:
         raise AlphaError(f"{what}: expected a finite number in [0, 1], found {value!r}")
     return round(value * STEPS) / STEPS
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from libortho import gate, ops
 from libortho.errors import ConfigError
 from libortho.layout import BaseTiles, OrthoTiles, tile_base, tile_csr, tile_values, untile_base
-from libortho.streams.ortho import CsrLayer, Layer, LowRankLayer
+from libortho.streams.layers import CsrLayer, Layer, LowRankLayer
 
 
 class _FixedDtype(nn.Module):

@@ -11,13 +11,20 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Cache,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from libortho import gate, ops
 from libortho.errors import AlphaError, ConfigError, FormatError
 from libortho.linear import BaseWeight, OrthoLinear
 from libortho.streams.base import BaseStream
-from libortho.streams.ortho import STREAM_FOLDER, Layer, OrthoStream, check_name
+from libortho.streams.layers import Layer
+from libortho.streams.ortho import STREAM_FOLDER, OrthoStream, check_name
 
 
 @dataclass
@@ -78,10 +85,12 @@ def attach(model: PreTrainedModel, stream: str | Path | OrthoStream) -> OrthoStr
     Raises:
         ConfigError: a stream of that name is attached.
         PairMismatch: the stream belongs to another base.
+        CorruptStream: its bytes are not those of its manifest, or break the rules of their kind.
     """
     opened = stream if isinstance(stream, OrthoStream) else _find(model, stream)
     base = ortho(model).base
     opened.check_pair(base.id, base.layers)
+    opened.check_files()
     manifest = opened.manifest
     info = gate.StreamInfo(opened.name, opened.id, manifest.public, tuple(manifest.requires))
     attach_layers(model, info, {name: opened.layer(name) for name in manifest.layers})
@@ -96,8 +105,14 @@ def attach_layers(
     attached = ortho(model).attached
     if info.name in [other.name for other in attached]:
         raise ConfigError(f"stream {info.name!r} is attached already; detach it first")
-    for name, layer in layers.items():
-        linear(model, name).attach(info.name, layer)
+    targets = {name: linear(model, name) for name in layers}
+    try:
+        for name, layer in layers.items():
+            targets[name].attach(info.name, layer)
+    except BaseException:
+        for target in targets.values():
+            target.detach(info.name)
+        raise
     attached.append(info)
 
 
@@ -204,17 +219,30 @@ def _load_others(model: PreTrainedModel, base: BaseStream, dtype: torch.dtype) -
 
 
 def _capture(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    try:
+        state = _begin(model, args, kwargs)
+    except BaseException:
+        # _release is called all the same, and must not end the forward that this one runs inside.
+        gate.enter(gate.Captured((), torch.zeros(0, 1), ((),), gate.current()))
+        raise
+    model.ortho.forwards += 1
+    gate.enter(state)
+
+
+def _begin(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> gate.Captured:
     inputs = args[0] if args else kwargs.get("input_ids")
     if inputs is None:
         inputs = kwargs["inputs_embeds"]
     state = gate.capture(model.ortho.attached, inputs.shape[0], inputs.device)
-    cache = kwargs.get("past_key_values")
-    if cache is not None and not torch.compiler.is_compiling():
-        _check_cache(cache, state)
-    if getattr(model, "is_gradient_checkpointing", False):
-        _carry_alpha(model)
-    model.ortho.forwards += 1
-    gate.enter(state)
+    if not torch.compiler.is_compiling():
+        for cache in (*args, *kwargs.values()):
+            if isinstance(cache, Cache):
+                _check_cache(cache, state)
+                # Now, not after the forward: a forward that fails half-way has filled it, too.
+                cache.libortho_gate = state.key
+        if torch.is_grad_enabled():
+            _carry_alpha(model)
+    return state
 
 
 def _release(model: Any, args: tuple[Any, ...], output: Any) -> None:

@@ -21,13 +21,8 @@ from libortho.evaluate.texts import Text
 from libortho.model import attach_layers, linears
 from libortho.progress import Progress, silent
 from libortho.streams.base import BaseStream
-from libortho.streams.ortho import (
-    STREAM_FOLDER,
-    CsrLayer,
-    OrthoStream,
-    csr_from_dense,
-    write_stream,
-)
+from libortho.streams.layers import CsrLayer, csr_from_dense
+from libortho.streams.ortho import STREAM_FOLDER, OrthoStream, write_stream
 from libortho.tune import made_with, replay_windows, stored_layers, tune_options
 from libortho.tune.prepare import ground, plain_model
 from libortho.tune.replay import Replay

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from libortho.errors import CheckpointError, UnsupportedLayer
-from libortho.streams.ortho import LowRankLayer
+from libortho.streams.layers import LowRankLayer
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

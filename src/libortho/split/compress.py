@@ -13,7 +13,8 @@ from torch import Tensor
 
 from libortho import sieve
 from libortho.streams.base import BaseStream
-from libortho.streams.ortho import CsrLayer, OrthoStream, csr_from_dense
+from libortho.streams.layers import CsrLayer, csr_from_dense
+from libortho.streams.ortho import OrthoStream
 
 
 def targets(

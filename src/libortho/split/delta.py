@@ -19,7 +19,8 @@ from libortho.progress import Progress, silent
 from libortho.split.change import AdapterChange, Change, read_change
 from libortho.split.compress import compress, targets
 from libortho.split.result import Split
-from libortho.streams.ortho import STREAM_FOLDER, Layer, write_stream
+from libortho.streams.layers import Layer
+from libortho.streams.ortho import STREAM_FOLDER, write_stream
 from libortho.tune import fit, made_with, replay_windows, stored_layers, tune_options
 from libortho.tune.options import TuneOptions
 from libortho.tune.prepare import (

@@ -19,7 +19,8 @@ from libortho.progress import Progress, silent
 from libortho.quantize import quantize
 from libortho.split.result import Split
 from libortho.streams.base import BaseStream
-from libortho.streams.ortho import STREAM_FOLDER, CsrLayer, csr_from_dense, write_stream
+from libortho.streams.layers import CsrLayer, csr_from_dense
+from libortho.streams.ortho import STREAM_FOLDER, write_stream
 from libortho.tune import made_with, replay_windows
 from libortho.tune.options import TuneOptions
 

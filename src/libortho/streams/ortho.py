@@ -17,7 +17,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,13 +26,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from libortho.errors import ConfigError, CorruptStream, FormatError, PairMismatch
+from libortho.errors import (
+    ConfigError,
+    CorruptStream,
+    FormatError,
+    NumericsError,
+    PairMismatch,
+)
+from libortho.streams.layers import CsrLayer, Layer, LowRankLayer
 
 FORMAT_VERSION = 1
 STREAM_FOLDER = "ortho"
 MANIFEST = "stream.json"
 SHARD_BYTES = 2 * 2**30
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_FILE = re.compile(r"ortho-\d+-of-\d+\.safetensors")
 
 Guarantee = Literal["exact", "measured", "none"]
 
@@ -65,105 +72,6 @@ class StreamManifest(BaseModel):
     layers: dict[str, LayerEntry]
     files: dict[str, str]
     made_with: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class CsrLayer:
-    """A sparse [N, K] matrix: int32 ``indptr`` [N + 1], int32 ``indices`` and ``values`` [nnz]."""
-
-    indptr: Tensor
-    indices: Tensor
-    values: Tensor
-    shape: tuple[int, int]
-
-    @property
-    def nnz(self) -> int:
-        return self.values.numel()
-
-    def rows(self) -> Tensor:
-        """Row of every entry, int64 [nnz]."""
-        counts = torch.diff(self.indptr.long())
-        return torch.repeat_interleave(torch.arange(self.shape[0]), counts)
-
-    def dense(self) -> Tensor:
-        """The matrix as fp32 [N, K]."""
-        matrix = torch.zeros(self.shape)
-        matrix[self.rows(), self.indices.long()] = self.values.float()
-        return matrix
-
-    def problems(self) -> list[str]:
-        """Every rule of the format that these tensors break, in words."""
-        n, k = self.shape
-        found: list[str] = []
-        if self.indptr.dtype != torch.int32 or tuple(self.indptr.shape) != (n + 1,):
-            found.append(
-                f"indptr is {self.indptr.dtype} {list(self.indptr.shape)}, expected int32 [{n + 1}]"
-            )
-        if self.indices.dtype != torch.int32:
-            found.append(f"indices are {self.indices.dtype}, expected int32")
-        if not self.values.dtype.is_floating_point:
-            found.append(f"values are {self.values.dtype}, expected fp16")
-        if self.indices.shape != self.values.shape or self.values.dim() != 1:
-            found.append(
-                f"indices {list(self.indices.shape)} and values "
-                f"{list(self.values.shape)} must be one row of equal length"
-            )
-        if found:
-            return found
-        steps = torch.diff(self.indptr.long())
-        ends = (int(self.indptr[0]), int(self.indptr[-1]))
-        if ends != (0, self.nnz) or bool((steps < 0).any()):
-            return [f"indptr must rise from 0 to {self.nnz}, found {ends[0]} to {ends[1]}"]
-        if self.nnz:
-            columns = self.indices.long()
-            if int(columns.min()) < 0 or int(columns.max()) >= k:
-                found.append(
-                    f"column indices span {int(columns.min())}…{int(columns.max())}, "
-                    f"allowed 0…{k - 1}"
-                )
-            elif bool((torch.diff(self.rows() * k + columns) <= 0).any()):
-                found.append("columns of a row must rise strictly")
-        return found
-
-
-@dataclass(frozen=True)
-class LowRankLayer:
-    """An adapter kept as its factors: adds ``scaling · b · a`` with a [r, K] and b [N, r]."""
-
-    a: Tensor
-    b: Tensor
-    scaling: float
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.b.shape[0], self.a.shape[1]
-
-    def dense(self) -> Tensor:
-        """The matrix as fp32 [N, K]."""
-        return self.scaling * (self.b.float() @ self.a.float())
-
-    def problems(self) -> list[str]:
-        """Every rule of the format that these tensors break, in words."""
-        if self.a.dim() != 2 or self.b.dim() != 2 or self.a.shape[0] != self.b.shape[1]:
-            return [f"a {list(self.a.shape)} and b {list(self.b.shape)} must be [r, K] and [N, r]"]
-        return []
-
-
-Layer = CsrLayer | LowRankLayer
-
-
-def csr_from_dense(matrix: Tensor, mask: Tensor) -> CsrLayer:
-    """Gather the entries of ``matrix`` [N, K] where ``mask`` is set into a CSR layer (fp16)."""
-    indptr, indices = csr_support(mask)
-    return CsrLayer(indptr, indices, matrix[mask].to(torch.float16), tuple(matrix.shape))
-
-
-def csr_support(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """``indptr`` int32 [N + 1] and ``indices`` int32 [nnz] of a boolean mask [N, K]."""
-    counts = mask.sum(1)
-    indptr = torch.zeros(mask.shape[0] + 1, dtype=torch.int32)
-    indptr[1:] = counts.cumsum(0)
-    return indptr, mask.nonzero()[:, 1].to(torch.int32)
 
 
 def check_name(name: str) -> str:
@@ -206,6 +114,9 @@ class OrthoStream:
             manifest = StreamManifest.model_validate_json(file.read_text("utf-8"))
         except ValidationError as error:
             raise FormatError(f"{file}: {error}") from error
+        outside = [name for name in manifest.files if not _FILE.fullmatch(name)]
+        if outside:
+            raise FormatError(f"{file}: not file names of a stream: {', '.join(outside)}")
         if manifest.format_version != FORMAT_VERSION:
             raise FormatError(
                 f"{file}: format version {manifest.format_version}, "
@@ -246,8 +157,13 @@ class OrthoStream:
         else:
             layer = LowRankLayer(*tensors, scaling=entry.scaling)
         problems = layer.problems()
-        if not problems and layer.shape != entry.shape:
-            problems = [f"shape {layer.shape}, the manifest says {entry.shape}"]
+        if isinstance(layer, CsrLayer) and layer.values.dtype != torch.float16:
+            problems.append(f"values are stored as {layer.values.dtype}, expected float16")
+        if not problems and (layer.shape, layer.nnz) != (entry.shape, entry.nnz):
+            problems = [
+                f"{layer.nnz} values for shape {layer.shape}, the manifest says "
+                f"{entry.nnz} for {entry.shape}"
+            ]
         if problems:
             raise CorruptStream(f"{self.path}: layer {name}: {'; '.join(problems)}")
         return layer
@@ -270,20 +186,20 @@ class OrthoStream:
                 f"shape: {', '.join(strangers)}"
             )
 
+    def check_files(self) -> None:
+        """Raise CorruptStream unless every file is the one that the id stands for."""
+        problems = self._file_problems()
+        if problems:
+            raise CorruptStream("; ".join(problems) + "; copy the stream again")
+
     def verify(self) -> list[str]:
         """Recompute every sha256, check every layer and every value; return all problems."""
-        problems = []
         on_disk = {file.name for file in self.path.iterdir()} - {MANIFEST}
-        for file in sorted(on_disk - set(self.manifest.files)):
-            problems.append(f"{self.path / file}: not listed in {MANIFEST}")
-        for file, expected in sorted(self.manifest.files.items()):
-            found = sha256_file(self.path / file)
-            if found != expected:
-                problems.append(
-                    f"{self.path / file}: sha256 {found[:12]}…, {MANIFEST} says {expected[:12]}…"
-                )
-        if stream_id(self.manifest.base_id, self.manifest.files) != self.manifest.id:
-            problems.append(f"{self.path / MANIFEST}: the id does not follow from base and files")
+        problems = [
+            f"{self.path / file}: not listed in {MANIFEST}"
+            for file in sorted(on_disk - set(self.manifest.files))
+        ]
+        problems += self._file_problems()
         for name in self.manifest.layers:
             try:
                 layer = self.layer(name)
@@ -293,6 +209,18 @@ class OrthoStream:
             floats = (layer.values,) if isinstance(layer, CsrLayer) else (layer.a, layer.b)
             if not all(bool(torch.isfinite(tensor).all()) for tensor in floats):
                 problems.append(f"{self.path}: layer {name}: values are not finite")
+        return problems
+
+    def _file_problems(self) -> list[str]:
+        problems = []
+        for file, expected in sorted(self.manifest.files.items()):
+            found = sha256_file(self.path / file)
+            if found != expected:
+                problems.append(
+                    f"{self.path / file}: sha256 {found[:12]}…, {MANIFEST} says {expected[:12]}…"
+                )
+        if stream_id(self.manifest.base_id, self.manifest.files) != self.manifest.id:
+            problems.append(f"{self.path / MANIFEST}: the id does not follow from base and files")
         return problems
 
     def _shard(self, file: str) -> Any:
@@ -331,6 +259,7 @@ def write_stream(
     Raises:
         ConfigError: the directory exists and ``replace`` is false, or the name is not allowed.
         CorruptStream: a layer breaks the format's rules.
+        NumericsError: a layer holds NaN or Inf, or what fp16 cannot hold.
     """
     check_name(name)
     if directory.exists() and not replace:
@@ -408,10 +337,12 @@ def _write_shards(scratch: Path, layers: Iterable[tuple[str, Layer]]) -> dict[st
                 kind="lowrank",
                 shape=layer.shape,
                 rank=layer.a.shape[0],
-                nnz=layer.a.numel() + layer.b.numel(),
+                nnz=layer.nnz,
                 scaling=layer.scaling,
             )
             tensors = (layer.a, layer.b)
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+            raise NumericsError(f"layer {name}: values are not finite as they would be stored")
         keys = _tensor_names(name, entries[name])
         pending.update({key: t.contiguous() for key, t in zip(keys, tensors, strict=True)})
         if sum(tensor.nbytes for tensor in pending.values()) >= SHARD_BYTES:

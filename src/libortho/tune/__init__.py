@@ -19,7 +19,8 @@ from libortho.privacy.private_set import PrivateSet, read_jsonl
 from libortho.privacy.score import score
 from libortho.progress import Progress, silent
 from libortho.streams.base import BaseStream
-from libortho.streams.ortho import STREAM_FOLDER, Layer, OrthoStream, check_name, write_stream
+from libortho.streams.layers import Layer
+from libortho.streams.ortho import STREAM_FOLDER, OrthoStream, check_name, write_stream
 from libortho.tune.options import TuneOptions, tune_options
 from libortho.tune.prepare import Ground, base_at, ground, teacher
 from libortho.tune.replay import Replay

@@ -13,7 +13,7 @@ from libortho.errors import NumericsError
 from libortho.model import linear, linears
 from libortho.privacy.encode import Encoded, pad
 from libortho.progress import Progress, silent
-from libortho.streams.ortho import CsrLayer, csr_from_dense
+from libortho.streams.layers import CsrLayer, csr_from_dense
 from libortho.tune.fisher import fisher, groups
 from libortho.tune.options import TuneOptions
 
