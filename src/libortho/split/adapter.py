@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from peft import LoraConfig, PeftConfig
-from peft.utils import get_pattern_key
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import Tensor
 
