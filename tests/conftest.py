@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pydoc_data.topics
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +12,18 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from libortho.checkpoint import Checkpoint, linear_layers
+from libortho.quantizers import mse
+from libortho.streams.base import BaseStream, QuantisedLayer, write_base
+from libortho.streams.layers import CsrLayer, Layer, LowRankLayer, csr_from_dense
+from libortho.streams.manifest import Quantiser
+
 VOCABULARY = 512
 CONTEXT = 128
 END = "<|endoftext|>"
 
 MakeTiny = Callable[..., Path]
+MakeLayers = Callable[..., dict[str, Layer]]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -105,3 +113,62 @@ def tiny_model(tiny_checkpoint: Path) -> PreTrainedModel:
 def tiny_tokenizer(tiny_checkpoint: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of ``tiny_checkpoint``."""
     return PreTrainedTokenizerFast.from_pretrained(tiny_checkpoint)
+
+
+def build_base(out: Path, checkpoint: Path) -> Path:
+    """Write an INT4 base, groups of 128, the scales clipped by squared error."""
+    public = Checkpoint(checkpoint)
+    layers, skipped = linear_layers(public.skeleton(), 128)
+    quantised = (
+        QuantisedLayer(name, *mse(public.tensor(f"{name}.weight").float(), 128), 0.1)
+        for name in layers
+    )
+    quantiser = Quantiser(method="mse", bits=4, group_size=128, seed=0, versions={})
+    write_base(out, public, layers, quantised, quantiser=quantiser, skipped=skipped)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    """The INT4 base of ``tiny_checkpoint`` without streams; treat it as read-only."""
+    return build_base(tmp_path_factory.mktemp("tiny") / "base", tiny_checkpoint)
+
+
+@pytest.fixture
+def own_base(tmp_path: Path, tiny_base: Path) -> Path:
+    """A copy of ``tiny_base`` that a test may write streams into."""
+    return Path(shutil.copytree(tiny_base, tmp_path / "base"))
+
+
+def random_layer(
+    shape: tuple[int, int], kind: str = "csr", seed: int = 0, density: float = 0.02
+) -> CsrLayer | LowRankLayer:
+    """A layer large enough to change what a tiny model says; ``lowrank`` has rank 4."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = shape
+    if kind == "csr":
+        mask = torch.rand(shape, generator=generator) < density
+        return csr_from_dense(0.5 * torch.randn(shape, generator=generator), mask)
+    a = torch.randn(4, columns, generator=generator)
+    b = torch.randn(rows, 4, generator=generator)
+    return LowRankLayer(a, b, scaling=0.02)
+
+
+@pytest.fixture(scope="session")
+def make_layer() -> Callable[..., Layer]:
+    """``make_layer(shape, kind="csr", seed=0, density=0.02)``: one random layer."""
+    return random_layer
+
+
+@pytest.fixture(scope="session")
+def make_layers(tiny_base: Path) -> MakeLayers:
+    """``make_layers(kind="csr", seed=0, density=0.02)``: random layers for every linear."""
+    shapes = BaseStream.open(tiny_base).layers
+
+    def make(kind: str = "csr", seed: int = 0, density: float = 0.02) -> dict[str, Layer]:
+        return {
+            name: random_layer(shape, kind, seed * 1000 + place, density)
+            for place, (name, shape) in enumerate(shapes.items())
+        }
+
+    return make
