@@ -23,7 +23,7 @@ from libortho.progress import Progress, silent
 
 SEPARATOR = "<|endoftext|>"
 LONGEST_WINDOW = 2048
-TOKENS_AT_ONCE = 4096
+TOKENS_AT_ONCE = 2048
 
 GetWeight = Callable[[str], Tensor]
 

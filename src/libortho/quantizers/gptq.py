@@ -12,6 +12,8 @@ of that of its inverse: nothing is inverted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,8 @@ from libortho.quantizers.grid import check_weight, levels
 from libortho.quantizers.mse import least_error_scale
 
 DAMPING = 0.01
+
+Report = Callable[[int, int], None]
 
 
 def gptq(
@@ -30,6 +34,7 @@ def gptq(
     bits: int = 4,
     scale_dtype: torch.dtype = torch.float16,
     damping: float = DAMPING,
+    report: Report | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Round a weight so that its output errs least on inputs with a given second moment.
 
@@ -43,6 +48,7 @@ def gptq(
         bits: 2, 3 or 4.
         scale_dtype: What the scales are rounded to before the weights are.
         damping: Added to the diagonal, as a fraction of its mean.
+        report: Called with (columns rounded, columns) after each group.
 
     Returns:
         codes int8 [N, K] and scales [N, K/group_size].
@@ -78,6 +84,8 @@ def gptq(
             torch.sub(original[start + i], code.mul_(step), out=error[start + i])
             if i:
                 target[:i].addr_(within[i, :i], error[start + i])
+        if report is not None:
+            report(columns - start, columns)
     return codes.t().contiguous(), scales
 
 

@@ -1,0 +1,308 @@
+"""From a public checkpoint to a base on disk: the pipeline behind ``libortho quantize``.
+
+Nothing but the public checkpoint, public text and the options enters, so every byte of the base
+is a function of public inputs. absmax and MSE stream tensors and need no model; GPTQ holds one
+decoder block.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from libortho.calibrate import BlockWalk, draw_windows, layers_by_block, read_text
+from libortho.checkpoint import Checkpoint, linear_layers
+from libortho.errors import ConfigError, NumericsError, UnsupportedLayer
+from libortho.progress import Progress, silent
+from libortho.quantizers import absmax, gptq, mse
+from libortho.quantizers.grid import levels
+from libortho.streams.base import (
+    BaseStream,
+    QuantisedLayer,
+    check_target,
+    dequantise,
+    write_base,
+)
+from libortho.streams.manifest import Calibration, Method, Quantiser
+
+METHODS = get_args(Method)
+GROUP_SIZES = (128, 64, 32)
+COLLAPSED = 0.5
+"""‖W − Ŵ‖ / ‖W‖ from which a layer is reported as collapsed."""
+
+_TINY = torch.finfo(torch.float32).tiny
+
+_PACKAGES = ("libortho", "torch", "transformers", "compressed-tensors", "tokenizers", "numpy")
+
+_log = logging.getLogger(__name__)
+
+
+def quantize(
+    public: str | Path,
+    out: str | Path,
+    *,
+    method: Method = "gptq",
+    bits: int = 4,
+    group_size: int = 128,
+    text: Sequence[str | Path] | None = None,
+    windows: int = 32,
+    window: int | None = None,
+    seed: int = 0,
+    skip: Sequence[str] = (),
+    progress: Progress = silent,
+) -> BaseStream:
+    """Write the INT4 base of a public checkpoint.
+
+    Args:
+        public: Checkpoint directory, or the word ``reference``.
+        out: Directory to make; absent or empty.
+        method: ``absmax-channel`` (one scale a row), ``absmax``, ``mse`` (clipped) or ``gptq``.
+        bits: Levels used: those of 2, 3 or 4 bits. The files are INT4.
+        group_size: Inputs per scale: 128, 64 or 32.
+        text: Calibration text for ``gptq``; the text shipped with libortho where None.
+        windows: Windows of calibration text.
+        window: Tokens in a window; the model's context, at most 2048, where None.
+        seed: Chooses the windows.
+        skip: Layers to leave as they are: names, ends of names such as ``mlp.down_proj``, or
+            globs.
+        progress: Called at least once per layer and batch.
+
+    Returns:
+        The base, opened. ``manifest.relative_error`` tells how far each layer moved; a layer
+        that moved by more than half of its norm is logged as collapsed.
+
+    Raises:
+        ConfigError: An option, the text or the output directory does not fit.
+        CheckpointError: The checkpoint is incomplete or unsupported.
+        UnsupportedLayer: No layer can be converted.
+        NumericsError: Weights, Hessians or hidden states hold NaN or Inf; all offenders are named.
+    """
+    levels(bits)
+    if method not in METHODS:
+        raise ConfigError(f"method {method!r}; expected one of {', '.join(METHODS)}.")
+    if group_size not in GROUP_SIZES:
+        raise ConfigError(f"group size {group_size}; expected one of {GROUP_SIZES}.")
+    if method != "gptq" and text is not None:
+        raise ConfigError(f"method {method} takes no calibration text; leave it out or use gptq.")
+    check_target(Path(out).expanduser().absolute())
+    checkpoint = Checkpoint(public)
+    checkpoint.validate()
+    layers, skipped = _choose(checkpoint, group_size, skip)
+    calibration = None
+    drawn = None
+    if method == "gptq":
+        progress("read the calibration text", 0, 1, {})
+        source = read_text(text)
+        drawn = draw_windows(
+            checkpoint, source.documents, windows=windows, window=window, seed=seed
+        )
+        calibration = Calibration(
+            sha256=source.sha256, windows=drawn.shape[0], window=drawn.shape[1]
+        )
+    _check_finite(checkpoint, progress)
+    grid = _Grid(method, bits, group_size, checkpoint.scale_dtype)
+    if drawn is None:
+        quantised = _by_tensor(checkpoint, layers, grid, progress)
+    else:
+        quantised = _by_block(checkpoint, layers, drawn, grid, progress)
+    base = write_base(
+        out,
+        checkpoint,
+        layers,
+        quantised,
+        quantiser=_record(grid, seed),
+        skipped=skipped,
+        calibration=calibration,
+        progress=progress,
+    )
+    _report_collapse(base.manifest.relative_error)
+    return base
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """How weights are rounded, for one whole run."""
+
+    method: Method
+    bits: int
+    group_size: int
+    scale_dtype: torch.dtype
+
+    def round(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and scales by a method that looks at the weight alone."""
+        size = None if self.method == "absmax-channel" else self.group_size
+        try:
+            if self.method == "mse":
+                return mse(weight, self.group_size, bits=self.bits, scale_dtype=self.scale_dtype)
+            codes, scales = absmax(weight, size, bits=self.bits, scale_dtype=self.scale_dtype)
+        except NumericsError as error:
+            raise NumericsError(f"layer {name}: {error}") from error
+        return codes, scales if size else scales.expand(-1, weight.shape[1] // self.group_size)
+
+    def compensate(
+        self, name: str, weight: Tensor, moment: Tensor, progress: Progress
+    ) -> tuple[Tensor, Tensor]:
+        """Codes and scales by GPTQ."""
+
+        def report(done: int, total: int) -> None:
+            progress("round", done, total, {"layer": name})
+
+        try:
+            return gptq(
+                weight,
+                moment,
+                self.group_size,
+                bits=self.bits,
+                scale_dtype=self.scale_dtype,
+                report=report,
+            )
+        except NumericsError as error:
+            raise NumericsError(f"layer {name}: {error}") from error
+
+
+def _record(grid: _Grid, seed: int) -> Quantiser:
+    return Quantiser.model_validate(
+        {
+            "method": grid.method,
+            "bits": grid.bits,
+            "group_size": grid.group_size,
+            "seed": seed,
+            "versions": environment(),
+        }
+    )
+
+
+def environment() -> dict[str, str]:
+    """What GPTQ's arithmetic depends on: package versions, the CPU's features, threads."""
+    found = {name: _version(name) for name in _PACKAGES}
+    found["cpu"] = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return found
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed as a package"
+
+
+def _choose(
+    checkpoint: Checkpoint, group_size: int, skip: Sequence[str]
+) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    layers, skipped = linear_layers(checkpoint.skeleton(), group_size)
+    unused = []
+    for pattern in skip:
+        hit = [name for name in [*layers, *skipped] if _matches(name, pattern)]
+        if not hit:
+            unused.append(pattern)
+        for name in hit:
+            if layers.pop(name, None):
+                skipped[name] = f"skipped on request ({pattern})"
+    if unused:
+        raise ConfigError("no linear layer matches the skip pattern " + ", ".join(unused) + ".")
+    if not layers:
+        raise UnsupportedLayer(
+            f"no layer of {checkpoint.path} can be converted: "
+            + "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+            + "."
+        )
+    return layers, skipped
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or name.endswith(f".{pattern}")
+
+
+def _check_finite(checkpoint: Checkpoint, progress: Progress) -> None:
+    broken = []
+    names = checkpoint.names()
+    for done, name in enumerate(names):
+        progress("check the weights", done, len(names), {"tensor": name})
+        tensor = checkpoint.tensor(name)
+        if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
+            broken.append(f"{name} ({int((~torch.isfinite(tensor)).sum())})")
+    if broken:
+        raise NumericsError(
+            f"{checkpoint.path} holds numbers that are NaN or Inf, in: " + ", ".join(broken) + "."
+        )
+
+
+def _by_tensor(
+    checkpoint: Checkpoint,
+    layers: Mapping[str, tuple[int, int]],
+    grid: _Grid,
+    progress: Progress,
+) -> Iterator[QuantisedLayer]:
+    for done, name in enumerate(layers, start=1):
+        weight = checkpoint.tensor(f"{name}.weight").to(torch.float32)
+        layer = _finish(name, weight, grid.round(name, weight))
+        progress("quantize", done, len(layers), _figures(layer))
+        yield layer
+
+
+def _by_block(
+    checkpoint: Checkpoint,
+    layers: Mapping[str, tuple[int, int]],
+    windows: Tensor,
+    grid: _Grid,
+    progress: Progress,
+) -> Iterator[QuantisedLayer]:
+    """GPTQ: each layer sees what the layers before it, already rounded, make of the text."""
+    walk = BlockWalk(checkpoint, windows, progress=progress)
+    by_block = layers_by_block(walk.blocks, list(layers))
+    done = 0
+    for block in walk.blocks:
+        walk.load(block)
+        finished: dict[str, QuantisedLayer] = {}
+        if by_block[block]:
+            for group in walk.feeds(block, by_block[block]):
+                for layer in _by_moment(walk, block, group, grid, progress):
+                    done += 1
+                    progress("quantize", done, len(layers), _figures(layer))
+                    finished[layer.name] = layer
+        walk.advance(block)
+        for name in by_block[block]:
+            yield finished.pop(name)
+
+
+def _by_moment(
+    walk: BlockWalk, block: str, group: Sequence[str], grid: _Grid, progress: Progress
+) -> Iterator[QuantisedLayer]:
+    """Round layers that share their inputs and put the result into the block."""
+    moments = walk.second_moments(block, group)
+    for name in group:
+        weight = walk.weight(name)
+        layer = _finish(name, weight, grid.compensate(name, weight, moments[name], progress))
+        walk.replace(name, dequantise(layer.codes, layer.scales))
+        yield layer
+
+
+def _finish(name: str, weight: Tensor, rounded: tuple[Tensor, Tensor]) -> QuantisedLayer:
+    codes, scales = rounded
+    error = dequantise(codes, scales).sub_(weight).norm() / weight.norm().clamp(min=_TINY)
+    return QuantisedLayer(name, codes, scales, float(error))
+
+
+def _figures(layer: QuantisedLayer) -> dict[str, object]:
+    return {"layer": layer.name, "relative_error": layer.relative_error}
+
+
+def _report_collapse(errors: Mapping[str, float]) -> None:
+    collapsed = {name: error for name, error in errors.items() if error > COLLAPSED}
+    if collapsed:
+        _log.warning(
+            "the base has collapsed in %d of %d layers (‖W − Ŵ‖ / ‖W‖ above %s): %s",
+            len(collapsed),
+            len(errors),
+            COLLAPSED,
+            ", ".join(f"{name} {error:.2f}" for name, error in collapsed.items()),
+        )
