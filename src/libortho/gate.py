@@ -242,7 +242,7 @@ def _round(value: Any, what: str) -> float:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value <= 1:
         raise AlphaError(f"{what}: expected a finite number in [0, 1], found {value!r}")
-    return round(value * STEPS) / STEPS
+    return float(round(value * STEPS) / STEPS)
 
 
 def _by_stream(row: Setting, streams: Sequence[StreamInfo]) -> list[float]:

@@ -17,7 +17,9 @@ class _FixedDtype(nn.Module):
     """Holds tensors whose number format is part of the format: ``.to(dtype)`` moves them only."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _FixedDtype:
-        super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse)
+        super()._apply(  # type: ignore[no-untyped-call]
+            lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse
+        )
         return self
 
 
@@ -56,6 +58,7 @@ class CsrStream(_FixedDtype):
     """
 
     indptr: Tensor
+    indices: Tensor
     slice_ptr: Tensor
     columns: Tensor
     order: Tensor
@@ -165,10 +168,14 @@ class OrthoLinear(nn.Module):
         """Add this layer's part of a stream.
 
         Raises:
-            ConfigError: a stream of that name is attached already.
+            ConfigError: a stream of that name is attached already, or the shapes differ.
         """
         if name in self.streams:
             raise ConfigError(f"stream {name!r} is attached already; detach it first")
+        if tuple(layer.shape) != self.base.shape:
+            raise ConfigError(
+                f"stream {name!r} is {tuple(layer.shape)} where the weight is {self.base.shape}"
+            )
         stream = CsrStream(layer) if isinstance(layer, CsrLayer) else LowRankStream(layer)
         self.streams[name] = stream.to(self.base.tiles.device)
 
@@ -221,7 +228,10 @@ def _add_gated(y: Tensor, x: Tensor, stream: nn.Module, alpha: Tensor) -> Tensor
         open_rows = alpha.nonzero()[:, 0]
         if open_rows.numel() == 0:
             return y
-        part = stream(x[open_rows]) * alpha[open_rows, None]
+        # All rows, the closed ones as zeros: a product of fewer rows may sum in another order, and
+        # a row's bits would then depend on the alpha of others.
+        opened = torch.zeros_like(x).index_copy(0, open_rows, x[open_rows])
+        part = (stream(opened) * alpha[:, None])[open_rows]
         return y.index_add(0, open_rows, part.to(y.dtype))
     part = stream(x) * alpha[:, None]
     return torch.where(alpha[:, None] != 0, y + part.to(y.dtype), y)

@@ -256,7 +256,7 @@ def _carry_alpha(model: nn.Module) -> None:
     for module in model.modules():
         function = getattr(module, "_gradient_checkpointing_func", None)
         if function is not None and not getattr(function, "carries_alpha", False):
-            module._gradient_checkpointing_func = gate.carried(function)
+            module._gradient_checkpointing_func = gate.carried(function)  # type: ignore[assignment]
 
 
 def _check_cache(cache: Any, state: gate.Captured) -> None:

@@ -107,7 +107,8 @@ Layer = CsrLayer | LowRankLayer
 def csr_from_dense(matrix: Tensor, mask: Tensor) -> CsrLayer:
     """Gather the entries of ``matrix`` [N, K] where ``mask`` is set into a CSR layer (fp16)."""
     indptr, indices = csr_support(mask)
-    return CsrLayer(indptr, indices, matrix[mask].to(torch.float16), tuple(matrix.shape))
+    rows, columns = matrix.shape
+    return CsrLayer(indptr, indices, matrix[mask].to(torch.float16), (rows, columns))
 
 
 def csr_support(mask: Tensor) -> tuple[Tensor, Tensor]:

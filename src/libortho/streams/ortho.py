@@ -153,9 +153,11 @@ class OrthoStream:
         tensors = [self._tensor(tensor) for tensor in _tensor_names(name, entry)]
         layer: Layer
         if entry.kind == "csr":
-            layer = CsrLayer(*tensors, shape=entry.shape)
+            indptr, indices, values = tensors
+            layer = CsrLayer(indptr, indices, values, entry.shape)
         else:
-            layer = LowRankLayer(*tensors, scaling=entry.scaling)
+            a, b = tensors
+            layer = LowRankLayer(a, b, entry.scaling)
         problems = layer.problems()
         if isinstance(layer, CsrLayer) and layer.values.dtype != torch.float16:
             problems.append(f"values are stored as {layer.values.dtype}, expected float16")
@@ -319,6 +321,7 @@ def _write_shards(scratch: Path, layers: Iterable[tuple[str, Layer]]) -> dict[st
     entries: dict[str, LayerEntry] = {}
     pending: dict[str, Tensor] = {}
     shards: list[Path] = []
+    tensors: tuple[Tensor, ...]
 
     def flush() -> None:
         shards.append(scratch / f"shard-{len(shards)}")
