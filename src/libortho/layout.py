@@ -93,7 +93,9 @@ def tile_base(codes: Tensor, scales: Tensor, group_size: int) -> BaseTiles:
     if codes.dtype != torch.int8:
         problems.append(f"codes must be int8, found {codes.dtype}")
     elif codes.numel() and (int(codes.min()) < -8 or int(codes.max()) > 7):
-        problems.append(f"codes must lie in -8 .. 7, found {int(codes.min())} .. {int(codes.max())}")
+        problems.append(
+            f"codes must lie in -8 .. 7, found {int(codes.min())} .. {int(codes.max())}"
+        )
     if scales.dtype not in (torch.float16, torch.bfloat16):
         problems.append(f"scales must be float16 or bfloat16, found {scales.dtype}")
     if problems:
@@ -137,7 +139,9 @@ def tile_csr(indptr: Tensor, indices: Tensor, shape: tuple[int, int]) -> OrthoTi
     """
     rows, columns = shape
     if columns > MAX_COLUMNS:
-        raise UnsupportedLayer(f"cannot tile a stream of K = {columns} columns: at most {MAX_COLUMNS}")
+        raise UnsupportedLayer(
+            f"cannot tile a stream of K = {columns} columns: at most {MAX_COLUMNS}"
+        )
     starts = indptr.to(torch.int64)
     where = indices.to(torch.int64)
     _check_csr(starts, where, shape)

@@ -34,7 +34,7 @@ def test_base_round_trip(
 
 
 def test_base_tile_bytes() -> None:
-    """The documented order: word r of tile (t, b), nibble j = code of row 32 t + r, input 8 b + j."""
+    """The documented order: word r, nibble j of tile (t, b): row 32 t + r, input 8 b + j."""
     codes = torch.randint(-8, 8, (40, 32), dtype=torch.int8)
     base = tile_base(codes, torch.ones(40, 1, dtype=torch.float16), 32)
     words = base.tiles.view(torch.int32)
@@ -97,19 +97,26 @@ def test_tile_values_gradient_is_the_inverse_gather() -> None:
 
 
 @pytest.mark.parametrize(
-    ("codes", "scales", "group", "word"),
+    ("shape", "scales", "group", "word"),
     [
-        (torch.zeros(4, 48, dtype=torch.int8), torch.ones(4, 1).half(), 32, "multiple of group_size"),
-        (torch.zeros(4, 32, dtype=torch.int8), torch.ones(4, 1).half(), 16, "must be one of"),
-        (torch.zeros(4, 64, dtype=torch.int8), torch.ones(4, 1).half(), 32, r"scales must be \[4, 2"),
-        (torch.full((4, 32), 8, dtype=torch.int8), torch.ones(4, 1).half(), 32, "-8 .. 7"),
-        (torch.zeros(4, 32, dtype=torch.int8), torch.ones(4, 1), 32, "float16 or bfloat16"),
-        (torch.zeros(1, 65536, dtype=torch.int8), torch.ones(1, 512).half(), 128, "above 65535"),
+        ((4, 48), torch.ones(4, 1).half(), 32, "multiple of group_size"),
+        ((4, 32), torch.ones(4, 1).half(), 16, "must be one of"),
+        ((4, 64), torch.ones(4, 1).half(), 32, r"scales must be \[4, 2"),
+        ((4, 32), torch.ones(4, 1), 32, "float16 or bfloat16"),
+        ((1, 65536), torch.ones(1, 512).half(), 128, "above 65535"),
+        ((0, 32), torch.ones(0, 1).half(), 32, "N must not be 0"),
     ],
 )
-def test_base_refusals(codes: torch.Tensor, scales: torch.Tensor, group: int, word: str) -> None:
+def test_base_refusals(shape: tuple[int, int], scales: torch.Tensor, group: int, word: str) -> None:
     with pytest.raises(UnsupportedLayer, match=word):
-        tile_base(codes, scales, group)
+        tile_base(torch.zeros(shape, dtype=torch.int8), scales, group)
+
+
+@pytest.mark.parametrize("code", [8, -9])
+def test_codes_out_of_range(code: int) -> None:
+    codes = torch.full((4, 32), code, dtype=torch.int8)
+    with pytest.raises(UnsupportedLayer, match=r"-8 \.\. 7"):
+        tile_base(codes, torch.ones(4, 1).half(), 32)
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def test_gradcheck(case, batch: int, mixed: bool) -> None:
 def test_gradients_against_float64(case, batch: int, uniform: bool, dtype: torch.dtype) -> None:
     """Each gradient is a sum of products: gamma_n times the magnitudes, n from the sum's length.
 
-    grad_x sums N products of the base and N of the stream, whose weights were rounded once more when
-    alpha is one for all rows; grad_values sums M products of two factors and alpha.
+    grad_x sums N products of the base and N of the stream, whose weights were rounded once more
+    when alpha is one for all rows; grad_values sums M products of two factors and alpha.
     """
     layer = case(70, 64, densities=(0.1,), value_dtype=torch.float32)
     tiles, values = layer.streams[0]
@@ -119,11 +119,8 @@ def test_opcheck(case, batch: int, densities: tuple[float, ...], alpha: torch.Te
     torch.library.opcheck(torch.ops.libortho.dual_linear, layer.arguments(x, alpha))
     needs = [True] * len(densities)
     arguments = (torch.randn(batch, 40), x.detach(), *layer.arguments(x, alpha)[1:], True, needs)
-    detached = [
-        [t.detach() for t in a] if isinstance(a, list) and a and isinstance(a[0], torch.Tensor) else a
-        for a in arguments
-    ]
-    torch.library.opcheck(torch.ops.libortho.dual_linear_backward, tuple(detached))
+    detached = torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, arguments)
+    torch.library.opcheck(torch.ops.libortho.dual_linear_backward, detached)
 
 
 def test_one_graph_for_every_alpha(case) -> None:

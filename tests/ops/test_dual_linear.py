@@ -37,7 +37,7 @@ def draw_alpha(streams: int, batch: int, seed: int = 0) -> Tensor:
 def test_against_float64(
     case, rows, groups, group_size, batch, dtype, scale_dtype, value_dtype, densities, seed
 ) -> None:
-    """Within ``Case.bound``: gamma_n times the sum of magnitudes, and one rounding of the result."""
+    """Within ``Case.bound``: accumulation of gamma_n, and one rounding of the result."""
     layer = case(
         rows, groups * group_size, group_size, tuple(densities), scale_dtype, value_dtype, seed
     )
@@ -178,7 +178,17 @@ def test_autocast_does_not_round_the_operands(case) -> None:
 )
 @pytest.mark.usefixtures("native")
 def test_errors_name_the_argument(case, change: Callable, word: str) -> None:
-    names = ("x", "tiles", "scales", "rows", "group_size", "slice_ptr", "columns", "values", "alpha")
+    names = [
+        "x",
+        "tiles",
+        "scales",
+        "rows",
+        "group_size",
+        "slice_ptr",
+        "columns",
+        "values",
+        "alpha",
+    ]
     layer = case(32, 64, densities=(0.1,))
     arguments = dict(
         zip(names, layer.arguments(torch.randn(2, 64), torch.zeros(1, 2)), strict=True)

@@ -2,8 +2,8 @@
 
     y = x base^T + sum_s alpha_s (x ortho_s^T)
 
-Row m of x with ``alpha[s, m] == 0`` does not read stream s. Sums run in float32 (float64 for float64
-x) and are rounded once to the dtype of x.
+Row m of x with ``alpha[s, m] == 0`` does not read stream s. Sums run in float32 (float64 for
+float64 x) and are rounded once to the dtype of x.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from libortho.layout import BaseTiles, OrthoTiles
-from libortho.ops.backend import Backend, backend, is_loaded
+from libortho.ops.loading import Backend, backend, is_loaded
 
 __all__ = ["Backend", "backend", "dense_route_calls", "dual_linear", "native_op_calls"]
 

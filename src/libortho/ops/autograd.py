@@ -1,8 +1,8 @@
 """Derivatives of ``libortho::dual_linear``: in x, and in the values of the streams.
 
 With g = dL/dy:  dL/dx = g base + sum_s alpha_s (g ortho_s),  and for the entry j of stream s at row
-n, column k:  dL/dv_j = sum_m alpha_s[m] g[m, n] x[m, k]. The base is frozen, alpha is a gate: neither
-has a gradient. Rows with alpha = 0 take no part.
+n, column k:  dL/dv_j = sum_m alpha_s[m] g[m, n] x[m, k]. The base is frozen, alpha is a gate:
+neither has a gradient. Rows with alpha = 0 take no part.
 """
 
 from __future__ import annotations
@@ -48,9 +48,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         need_values,
     )
     nothing = [None] * count
-    chosen = [
-        value if need else None for value, need in zip(grad_values, need_values, strict=True)
-    ]
+    chosen = [value if need else None for value, need in zip(grad_values, need_values, strict=True)]
     return (
         grad_x if need_x else None, None, None, None, None, nothing, list(nothing), chosen, None
     )  # fmt: skip

@@ -68,7 +68,9 @@ def dual_linear_backward(
     for index, (value, need) in enumerate(zip(values, need_values, strict=True)):
         weight = alpha[index].to(wide)
         if grad.device.type == "cpu" and not bool(weight.any()):
-            grad_values.append(torch.zeros_like(value) if need else value.new_empty((0, SLICE_ROWS)))
+            grad_values.append(
+                torch.zeros_like(value) if need else value.new_empty((0, SLICE_ROWS))
+            )
             continue
         opened = weight[:, None] != 0
         scaled = torch.where(opened, weight[:, None] * g, 0.0)
@@ -100,9 +102,7 @@ def _padded(rows: int) -> int:
     return -(-rows // SLICE_ROWS) * SLICE_ROWS
 
 
-def _base(
-    tiles: Tensor, scales: Tensor, rows: int, group_size: int, dtype: torch.dtype
-) -> Tensor:
+def _base(tiles: Tensor, scales: Tensor, rows: int, group_size: int, dtype: torch.dtype) -> Tensor:
     shape = (rows, tiles.shape[1] * TILE_INPUTS)
     codes, scale = untile_base(BaseTiles(tiles, scales, shape, group_size))
     return codes.to(dtype) * scale.to(dtype).repeat_interleave(group_size, dim=1)

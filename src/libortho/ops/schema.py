@@ -48,8 +48,9 @@ def _check(
     inputs = tiles.shape[1] * TILE_INPUTS
     torch._check(
         scales.dim() == 3 and scales.shape == (count, inputs // group_size, TILE_ROWS),
-        lambda: f"scales: expected [{count}, {inputs // group_size}, 32], "
-        f"found {list(scales.shape)}",
+        lambda: (
+            f"scales: expected [{count}, {inputs // group_size}, 32], found {list(scales.shape)}"
+        ),
     )
     torch._check(
         len(slice_ptr) == len(columns) == len(values),
@@ -79,9 +80,7 @@ def _forward(
     alpha: Tensor,
 ) -> Tensor:
     torch._check(x.dim() == 2, lambda: f"x: expected [M, K], found {list(x.shape)}")
-    inputs = _check(
-        x.shape[0], tiles, scales, rows, group_size, slice_ptr, columns, values, alpha
-    )
+    inputs = _check(x.shape[0], tiles, scales, rows, group_size, slice_ptr, columns, values, alpha)
     torch._check(x.shape[1] == inputs, lambda: f"x: expected [M, {inputs}], found {list(x.shape)}")
     return x.new_empty((x.shape[0], rows))
 

@@ -2,8 +2,8 @@
 
 Order: the library packaged in the wheel, a library compiled on this machine and cached under
 ``~/.cache/libortho`` (or ``$XDG_CACHE_HOME/libortho``), the plain-torch reference.
-``LIBORTHO_BACKEND=native`` turns the fall to the reference into an error, ``=reference`` asks for it;
-``LIBORTHO_ISA=scalar|avx2|avx512`` chooses the instruction set.
+``LIBORTHO_BACKEND=native`` turns the fall to the reference into an error, ``=reference`` asks for
+it; ``LIBORTHO_ISA=scalar|avx2|avx512`` chooses the instruction set.
 """
 
 from __future__ import annotations
