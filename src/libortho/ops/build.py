@@ -82,6 +82,7 @@ def build(output: Path, torch_root: Path) -> None:
     cxx = compiler()
     if cxx is None:
         raise BuildError("no C++ compiler found: install g++, or set CXX")
+    output = output.resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
     include = torch_root / "include"
     with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
