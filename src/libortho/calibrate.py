@@ -6,131 +6,20 @@ the hidden states of all windows.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.resources
-import lzma
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from libortho.checkpoint import Checkpoint, block_names
-from libortho.errors import CheckpointError, ConfigError, NumericsError
+from libortho.errors import CheckpointError, NumericsError
 from libortho.progress import Progress, silent
 
-SEPARATOR = "<|endoftext|>"
-LONGEST_WINDOW = 2048
 TOKENS_AT_ONCE = 2048
 
 GetWeight = Callable[[str], Tensor]
-
-
-@dataclass(frozen=True)
-class CalibrationText:
-    """Documents and the sha256 of the text that they were cut from."""
-
-    documents: list[str]
-    sha256: str
-
-
-def read_text(files: Sequence[str | Path] | None = None) -> CalibrationText:
-    """Read calibration text.
-
-    Args:
-        files: UTF-8 text files, ``.xz`` or plain, in which documents are separated by a line
-            ``<|endoftext|>``. None for the text sampled from the reference model, which is part
-            of this package.
-
-    Raises:
-        ConfigError: A file is missing, unreadable or empty; all of them are named.
-    """
-    if files is None:
-        package = Path(str(importlib.resources.files("libortho")))
-        packaged = package / "reference" / "text" / "calibration.txt.xz"
-        if not packaged.is_file():
-            raise ConfigError(
-                f"the calibration text is not installed: {packaged} is missing. Reinstall "
-                "libortho, or give text files of your own."
-            )
-        files = [packaged]
-    if not files:
-        raise ConfigError("no calibration text was given; expected at least one file.")
-    problems: list[str] = []
-    documents: list[str] = []
-    digest = hashlib.sha256()
-    for file in map(Path, files):
-        try:
-            data = file.read_bytes()
-            if file.suffix == ".xz":
-                data = lzma.decompress(data)
-            text = data.decode("utf-8")
-        except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
-            problems.append(f"{file}: {error}")
-            continue
-        found = _documents(text)
-        if not found:
-            problems.append(f"{file}: it holds no text")
-        documents += found
-        digest.update(hashlib.sha256(data).digest())
-    if problems:
-        raise ConfigError("the calibration text cannot be read: " + "; ".join(problems) + ".")
-    return CalibrationText(documents, digest.hexdigest())
-
-
-def _documents(text: str) -> list[str]:
-    documents: list[list[str]] = [[]]
-    for line in text.splitlines(keepends=True):
-        if line.strip() == SEPARATOR:
-            documents.append([])
-        else:
-            documents[-1].append(line)
-    return [document for lines in documents if (document := "".join(lines).strip("\n"))]
-
-
-def draw_windows(
-    checkpoint: Checkpoint,
-    documents: Sequence[str],
-    *,
-    windows: int = 32,
-    window: int | None = None,
-    seed: int = 0,
-) -> Tensor:
-    """Cut tokenised documents into windows and draw some of them.
-
-    Each document is tokenised by the checkpoint's own tokenizer, with whatever its post-processor
-    adds; the documents are then laid end to end.
-
-    Args:
-        windows: How many to draw, without replacement.
-        window: Tokens in each; the model's context, but at most 2048, where None.
-        seed: Chooses the windows.
-
-    Returns:
-        int64 [windows, window].
-
-    Raises:
-        ConfigError: The text is too short, or the window longer than the model's context.
-    """
-    context = getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None)
-    length = window or min(context or LONGEST_WINDOW, LONGEST_WINDOW)
-    if windows < 1 or length < 2:
-        raise ConfigError(f"windows = {windows}, window = {length}; expected at least 1 and 2.")
-    if context is not None and length > context:
-        raise ConfigError(f"a window of {length} tokens exceeds the model's context of {context}.")
-    encoded = checkpoint.tokenizer()(list(documents), verbose=False)["input_ids"]
-    ids = torch.tensor([token for document in encoded for token in document], dtype=torch.int64)
-    available = ids.numel() // length
-    if available < windows:
-        raise ConfigError(
-            f"the calibration text has {ids.numel()} tokens, {available} windows of {length}; "
-            f"{windows} were asked for. Give more text or ask for fewer or shorter windows."
-        )
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(available, generator=generator)[:windows].sort().values
-    return ids[: available * length].view(available, length)[chosen]
 
 
 @dataclass(frozen=True)

@@ -94,11 +94,11 @@ class CsrStream(_FixedDtype):
         flat[self.order[kept].long()] = self.values[kept]
         return flat
 
-    def trainable(self) -> nn.Parameter:
-        """Give the values a gradient, in fp32; returns the parameter, [nnz]."""
+    def trainable(self) -> list[nn.Parameter]:
+        """Give the values a gradient, in fp32; returns the one parameter, [nnz]."""
         if self._training_values is None:
             self._training_values = nn.Parameter(self.csr_values().float())
-        return self._training_values
+        return [self._training_values]
 
     def freeze(self) -> None:
         """Round the trained values to fp16, as they are stored."""
@@ -183,6 +183,12 @@ class OrthoLinear(nn.Module):
         """Drop this layer's part of a stream, if it has one."""
         if name in self.streams:
             del self.streams[name]
+
+    def part(self, name: str) -> CsrStream | LowRankStream:
+        """This layer's part of a stream."""
+        part = self.streams[name]
+        assert isinstance(part, CsrStream | LowRankStream)
+        return part
 
     @property
     def weight(self) -> Tensor:

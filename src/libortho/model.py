@@ -21,7 +21,7 @@ from transformers import (
 
 from libortho import gate, ops
 from libortho.errors import AlphaError, ConfigError, FormatError
-from libortho.linear import BaseWeight, OrthoLinear
+from libortho.linear import BaseWeight, CsrStream, LowRankStream, OrthoLinear
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import Layer
 from libortho.streams.ortho import STREAM_FOLDER, OrthoStream, check_name
@@ -154,6 +154,15 @@ def linear(model: nn.Module, name: str) -> OrthoLinear:
     if not isinstance(module, OrthoLinear):
         raise ConfigError(f"layer {name} is {type(module).__name__}, not a converted linear")
     return module
+
+
+def stream_parts(model: nn.Module, stream: str) -> dict[str, CsrStream | LowRankStream]:
+    """The layers' parts of an attached stream, by layer name."""
+    return {
+        name: module.part(stream)
+        for name, module in linears(model).items()
+        if stream in module.streams
+    }
 
 
 @dataclass

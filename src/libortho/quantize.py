@@ -19,7 +19,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from libortho.calibrate import BlockWalk, draw_windows, layers_by_block, read_text
+from libortho import texts
+from libortho.calibrate import BlockWalk, layers_by_block
 from libortho.checkpoint import Checkpoint, linear_layers
 from libortho.errors import ConfigError, NumericsError, UnsupportedLayer
 from libortho.progress import Progress, silent
@@ -33,8 +34,10 @@ from libortho.streams.base import (
     write_base,
 )
 from libortho.streams.manifest import Calibration, Method, Quantiser
+from libortho.texts import Text
 
 METHODS = get_args(Method)
+LONGEST_WINDOW = 2048
 GROUP_SIZES = (128, 64, 32)
 COLLAPSED = 0.5
 """‖W − Ŵ‖ / ‖W‖ from which a layer is reported as collapsed."""
@@ -53,7 +56,7 @@ def quantize(
     method: Method = "gptq",
     bits: int = 4,
     group_size: int = 128,
-    text: Sequence[str | Path] | None = None,
+    text: Text | None = None,
     windows: int = 32,
     window: int | None = None,
     seed: int = 0,
@@ -68,7 +71,7 @@ def quantize(
         method: ``absmax-channel`` (one scale a row), ``absmax``, ``mse`` (clipped) or ``gptq``.
         bits: Levels used: those of 2, 3 or 4 bits. The files are INT4.
         group_size: Inputs per scale: 128, 64 or 32.
-        text: Calibration text for ``gptq``; the text shipped with libortho where None.
+        text: Calibration text for ``gptq``; the samples shipped with libortho where None.
         windows: Windows of calibration text.
         window: Tokens in a window; the model's context, at most 2048, where None.
         seed: Chooses the windows.
@@ -101,10 +104,8 @@ def quantize(
     drawn = None
     if method == "gptq":
         progress("read the calibration text", 0, 1, {})
-        source = read_text(text)
-        drawn = draw_windows(
-            checkpoint, source.documents, windows=windows, window=window, seed=seed
-        )
+        source = text or texts.calibration()
+        drawn = _draw(checkpoint, source, windows, window, seed)
         calibration = Calibration(
             sha256=source.sha256, windows=drawn.shape[0], window=drawn.shape[1]
         )
@@ -176,12 +177,12 @@ def _record(grid: _Grid, seed: int) -> Quantiser:
             "bits": grid.bits,
             "group_size": grid.group_size,
             "seed": seed,
-            "versions": environment(),
+            "versions": versions_here(),
         }
     )
 
 
-def environment() -> dict[str, str]:
+def versions_here() -> dict[str, str]:
     """What GPTQ's arithmetic depends on: package versions, the CPU's features, threads."""
     found = {name: _version(name) for name in _PACKAGES}
     found["cpu"] = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
@@ -193,6 +194,27 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed as a package"
+
+
+def _draw(checkpoint: Checkpoint, text: Text, count: int, length: int | None, seed: int) -> Tensor:
+    """Windows of calibration text, int64 [count, length].
+
+    Raises:
+        ConfigError: The text is too short, or the window longer than the model's context.
+    """
+    context = getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None)
+    length = length or min(context or LONGEST_WINDOW, LONGEST_WINDOW)
+    if count < 1 or length < 2:
+        raise ConfigError(f"windows = {count}, window = {length}; expected at least 1 and 2.")
+    if context is not None and length > context:
+        raise ConfigError(f"a window of {length} tokens exceeds the model's context of {context}.")
+    drawn = texts.draw(text, checkpoint.tokenizer(), length, count, seed)
+    if len(drawn) < count:
+        raise ConfigError(
+            f"the calibration text {text.name} holds {len(drawn)} windows of {length} tokens; "
+            f"{count} were asked for. Give more text or ask for fewer or shorter windows."
+        )
+    return drawn
 
 
 def _choose(

@@ -17,12 +17,12 @@ from libortho import gate, sieve
 from libortho.calibrate import hessians
 from libortho.checkpoint import Checkpoint
 from libortho.errors import PairMismatch
-from libortho.evaluate.texts import Text
-from libortho.model import attach_layers, linears
+from libortho.model import attach_layers, stream_parts
 from libortho.progress import Progress, silent
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import CsrLayer, csr_from_dense
 from libortho.streams.ortho import STREAM_FOLDER, OrthoStream, write_stream
+from libortho.texts import Text
 from libortho.tune import made_with, replay_windows, stored_layers, tune_options
 from libortho.tune.prepare import ground, plain_model
 from libortho.tune.replay import Replay
@@ -83,10 +83,10 @@ def repair(
     info = gate.StreamInfo(gate.REPAIR, "", True)
     attach_layers(laid.model, info, layers)
     if options.steps:
-        parts = [module.streams[gate.REPAIR] for module in linears(laid.model).values()]
+        parts = stream_parts(laid.model, gate.REPAIR).values()
         train(
             laid.model,
-            [part.trainable() for part in parts],
+            [parameter for part in parts for parameter in part.trainable()],
             [],
             Replay(windows, plain_model(checkpoint.path, device)),
             replay_options,

@@ -94,7 +94,7 @@ def _rebuild(
         found.problems.append(f"{public}: not the weights that this base was made from")
         return
     calibration = manifest.calibration
-    sizes = {"windows": calibration.windows, "window": calibration.window} if calibration else {}
+    windows, window = (calibration.windows, calibration.window) if calibration else (1, None)
     with tempfile.TemporaryDirectory(prefix="libortho-rebuild-") as folder:
         again = quantize(
             public,
@@ -104,8 +104,9 @@ def _rebuild(
             group_size=manifest.quantiser.group_size,
             seed=manifest.quantiser.seed,
             text=read_texts(text_files) if text_files else None,
+            windows=windows,
+            window=window,
             progress=progress,
-            **sizes,
         ).manifest
     if again.calibration != calibration:
         found.rebuilt = "different"

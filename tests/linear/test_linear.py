@@ -202,8 +202,8 @@ def test_what_was_attached_comes_back_for_the_disk(make_layer) -> None:
 def test_trained_values_keep_their_support_and_are_rounded_as_stored(make_layer) -> None:
     stream = CsrStream(make_layer(SHAPE))
     before = stream.layer()
-    values = stream.trainable()
-    assert stream.trainable() is values
+    values = stream.trainable()[0]
+    assert stream.trainable()[0] is values
     assert values.dtype == torch.float32
     with torch.no_grad():
         values.add_(1 / 3)
@@ -221,8 +221,7 @@ def test_gradients_are_those_of_the_dense_sum(make_layer, kind: str) -> None:
     linear = make_linear([ONE])
     layer = make_layer(SHAPE, kind)
     linear.attach("private", layer)
-    found = linear.streams["private"].trainable()
-    parameters = [found] if kind == "csr" else found
+    parameters = linear.part("private").trainable()
     x, weights = inputs(6).requires_grad_(), torch.randn(6, SHAPE[0])
     with gate.alpha([0, 1, 0.5, 0, 1, 0.25]):
         (linear(x) * weights).sum().backward()

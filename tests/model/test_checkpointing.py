@@ -20,8 +20,7 @@ ALPHA = [0, 1, 0.5, 1]
 def trained_parameters(model) -> list[torch.nn.Parameter]:
     found = []
     for module in linears(model).values():
-        part = module.streams["private"].trainable()
-        found += [part] if isinstance(part, Tensor) else part
+        found += module.part("private").trainable()
     return found
 
 

@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 def quantize_verb(
     public: Annotated[str, typer.Argument(help="Checkpoint directory, or the word `reference`.")],
     out: Out,
-    method: Annotated[str, typer.Option(click_type=METHODS)] = "gptq",
+    method: Annotated[Method, typer.Option(click_type=METHODS)] = "gptq",
     bits: Annotated[int, typer.Option(min=2, max=4, help="Levels used in the INT4 files.")] = 4,
     group_size: Annotated[int, typer.Option(help="Weights per scale: 128, 64 or 32.")] = 128,
     windows: Annotated[int, typer.Option(min=1, help="Windows of calibration text.")] = 32,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import click
 import typer
+from pydantic import JsonValue
 from rich.table import Table
 
 from libortho import records, report
@@ -144,7 +145,7 @@ def _table(record: Record) -> Table:
     return table
 
 
-def _row(values: dict[str, records.JsonValue], state: str) -> list[str]:
+def _row(values: Mapping[str, JsonValue], state: str) -> list[str]:
     def number(key: str) -> float:
         value = values.get(key)
         return float(value) if isinstance(value, int | float) else float("nan")

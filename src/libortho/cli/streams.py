@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import click
 import torch
@@ -16,7 +16,7 @@ from libortho.cli.options import Data, Device, Json, Out, Plan, Public, Stream, 
 from libortho.evaluate.inputs import as_dtype
 from libortho.model import load, ortho
 from libortho.privacy.private_set import read_jsonl
-from libortho.split import OPTIONS, split
+from libortho.split import OPTIONS, Method, split
 from libortho.streams.ortho import MANIFEST, STREAM_FOLDER, OrthoStream
 from libortho.tune import tune, tune_options
 from libortho.tune.plan import peak
@@ -85,7 +85,7 @@ def tune_verb(
 def split_verb(
     source: Annotated[str, typer.Argument(help="A base or public checkpoint (residual: the mix).")],
     out: Out,
-    method: Annotated[str, typer.Option(click_type=click.Choice(["delta", "residual"]))] = "delta",
+    method: Annotated[Method, typer.Option(click_type=click.Choice(get_args(Method)))] = "delta",
     tuned: Annotated[str | None, typer.Option(help="Tuned checkpoint, or PEFT adapter.")] = None,
     data: Data = None,
     public: Public = None,
@@ -112,7 +112,7 @@ def split_verb(
             tuned=tuned,
             data=data,
             public=public,
-            stream=stream,  # type: ignore[arg-type]
+            stream=stream,
             sparse=sparse,
             text=text(texts),
             options=tune_options(**given),

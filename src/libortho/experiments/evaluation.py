@@ -14,7 +14,6 @@ from libortho import gate
 from libortho.evaluate.inputs import Inputs
 from libortho.evaluate.perplexity import perplexity
 from libortho.evaluate.processes import StockScores, run_probe, run_stock
-from libortho.evaluate.texts import Text, windows
 from libortho.experiments.family import CONDITION, FAMILY
 from libortho.experiments.figures import HELDOUT, PYDOC, Figures, figures
 from libortho.experiments.states import measure
@@ -25,6 +24,7 @@ from libortho.privacy.exposure import exposure_sampled
 from libortho.privacy.statistics import judge_family, member_control_tests
 from libortho.progress import Progress, silent
 from libortho.records import write_atomic
+from libortho.texts import Text, windows
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -20,12 +20,13 @@ from libortho.experiments.states import (
     stream_bytes,
 )
 from libortho.privacy.exposure import exposure_against
-from libortho.privacy.score import Score
 from libortho.privacy.statistics import paired_bootstrap_ratio
 from libortho.streams.base import BaseStream
 from libortho.streams.ortho import STREAM_FOLDER, OrthoStream
 
 HELDOUT, PYDOC = "heldout", "pydoc"
+
+_Halves = tuple[list[float], list[float]]
 
 
 @dataclass
@@ -91,74 +92,48 @@ def figures(
         if state != "fp":
             values |= _interval(f"ppl_ratio_{state}_interval", tokens, nll["fp"], seed)
     values.setdefault("ppl_repair", None)
-    _secrets(found, way, measured, fp, int4, sampled)
+    _secrets(found, measured, {"fp": fp, "int4": int4}, sampled)
     _bytes(values, way)
     return found
 
 
 def _secrets(
     found: Figures,
-    way: Way,
     measured: Measured,
-    fp: StockScores,
-    int4: StockScores,
+    stock: Mapping[str, StockScores],
     sampled: Mapping[str, tuple[list[float], list[float]]],
 ) -> None:
-    raw: dict[str, dict[str, Any]] = {"nll": {}, "exposure": {}, "exact": {}}
-    for state, stock in (("fp", fp), ("int4", int4)):
-        pair = [stock.secrets[half] for half in ("members", "controls")]
-        _add(
-            raw,
-            state,
-            *[one.nll.tolist() for one in pair],
-            *[one.exact.tolist() for one in pair],
-            None,
-        )
-    for state, (members, controls) in measured.scores.items():
-        _add(
-            raw,
-            state,
-            _nll(members),
-            _nll(controls),
-            _exact(members),
-            _exact(controls),
-            sampled.get(state),
-        )
-    for state in raw["nll"]:
-        count = sum(raw["exact"][state]["members"])
-        found.values[f"extracted_{state}"] = count
-        found.values[f"recall_{state}"] = count / found.values["members"]
-        for kind in ("nll", "exposure"):
-            found.values[f"{kind}_{state}"] = fmean(raw[kind][state]["members"])
-        found.values[f"nll_{state}_controls"] = fmean(raw["nll"][state]["controls"])
+    nll: dict[str, _Halves] = {}
+    exact: dict[str, _Halves] = {}
+    for state, scores in stock.items():
+        members, controls = scores.secrets["members"], scores.secrets["controls"]
+        nll[state] = (members.nll.tolist(), controls.nll.tolist())
+        exact[state] = (members.exact.int().tolist(), controls.exact.int().tolist())
+    for state, (ours, theirs) in measured.scores.items():
+        nll[state] = ([one.nll for one in ours], [one.nll for one in theirs])
+        exact[state] = ([int(one.exact) for one in ours], [int(one.exact) for one in theirs])
+    exposure = {state: sampled.get(state) or _ranked(*halves) for state, halves in nll.items()}
+    for state in nll:
+        count = sum(exact[state][0])
+        found.values[f"extracted_{state}"] = int(count)
+        found.values[f"recall_{state}"] = count / len(exact[state][0])
+        found.values[f"nll_{state}"] = fmean(nll[state][0])
+        found.values[f"nll_{state}_controls"] = fmean(nll[state][1])
+        found.values[f"exposure_{state}"] = fmean(exposure[state][0])
     found.values["exposure_kind"] = {
-        state: "sampled" if state in sampled else "controls" for state in raw["nll"]
+        state: "sampled" if state in sampled else "controls" for state in nll
     }
-    found.raw |= raw
+    for kind, states in (("nll", nll), ("exposure", exposure), ("exact", exact)):
+        found.raw[kind] = {
+            state: {"members": halves[0], "controls": halves[1]} for state, halves in states.items()
+        }
 
 
-def _add(
-    raw: dict[str, dict[str, Any]],
-    state: str,
-    members: list[float],
-    controls: list[float],
-    exact_members: list[bool],
-    exact_controls: list[bool],
-    sampled: tuple[list[float], list[float]] | None,
-) -> None:
-    raw["nll"][state] = {"members": members, "controls": controls}
-    raw["exact"][state] = {
-        "members": [int(one) for one in exact_members],
-        "controls": [int(one) for one in exact_controls],
-    }
-    ours, theirs = sampled or (
-        exposure_against(members, controls),
-        [
-            exposure_against([one], controls[:i] + controls[i + 1 :])[0]
-            for i, one in enumerate(controls)
-        ],
-    )
-    raw["exposure"][state] = {"members": ours, "controls": theirs}
+def _ranked(members: list[float], controls: list[float]) -> _Halves:
+    """Exposure by rank among the controls, each control among the others."""
+    others = [controls[:i] + controls[i + 1 :] for i in range(len(controls))]
+    theirs = [exposure_against([one], rest)[0] for one, rest in zip(controls, others, strict=True)]
+    return exposure_against(members, controls), theirs
 
 
 def _bytes(values: dict[str, Any], way: Way) -> None:
@@ -178,11 +153,3 @@ def _interval(key: str, nll: Tensor, reference: Tensor, seed: int) -> dict[str, 
     ratio = paired_bootstrap_ratio(nll.numpy(), reference.numpy(), seed=seed)
     bounds = [ratio.interval.low, ratio.interval.high]
     return {key: bounds} if all(map(math.isfinite, bounds)) else {}
-
-
-def _nll(scores: Sequence[Score]) -> list[float]:
-    return [one.nll for one in scores]
-
-
-def _exact(scores: Sequence[Score]) -> list[bool]:
-    return [one.exact for one in scores]

@@ -13,7 +13,6 @@ import torch
 
 from libortho import records
 from libortho.errors import ConfigError
-from libortho.evaluate.texts import Text, heldout, pydoc_topics
 from libortho.experiments import rules
 from libortho.experiments.evaluation import Evaluated, Measures, evaluate
 from libortho.experiments.family import CANDIDATES, SEEDS
@@ -22,6 +21,7 @@ from libortho.experiments.verdict import Check, as_json, judge
 from libortho.experiments.ways import DEMO, Made, Plan, make_base, make_ways
 from libortho.progress import Progress, silent
 from libortho.records import Record
+from libortho.texts import Text, heldout, pydoc_topics
 from libortho.tune import tune_options
 
 DEMO_NAME, KILLSWITCH, UTILITY = "demo", "killswitch", "utility"
@@ -169,7 +169,7 @@ def _record(
         raw["curve"] = list(made.curves[way].values())[-1]
         methods[way] = {**one.values, "seconds": made.seconds[way], "raw": raw}
     measures = setting.measures
-    config = {
+    config: dict[str, Any] = {
         "public": Path(setting.public).name,
         "canaries_sha256": made.canaries.sha256,
         "heldout": {"name": measures.heldout.name, "sha256": measures.heldout.sha256},

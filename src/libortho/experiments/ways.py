@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from libortho.quantize import quantize
 
 from libortho.checkpoint import Checkpoint, resolve
-from libortho.evaluate.texts import Text
 from libortho.experiments.lora import LORA_OPTIONS, MERGED, memorise
 from libortho.experiments.states import Way
-from libortho.gate import REPAIR
+from libortho.gate import REPAIR, Setting
 from libortho.privacy.canaries import CanarySet, make_canaries
 from libortho.privacy.encode import Encoded, encode
 from libortho.progress import Progress, silent
+from libortho.quantize import quantize
 from libortho.records import write_atomic
 from libortho.repair import RepairOptions, repair
 from libortho.split import OPTIONS as DELTA_OPTIONS
 from libortho.split import split
 from libortho.streams.base import BaseStream
 from libortho.streams.ortho import STREAM_FOLDER
+from libortho.texts import Text
 from libortho.tune import TuneOptions, replay_windows, tune, tune_options
 from libortho.tune.prepare import is_base, plain_model
 from libortho.tune.replay import Replay
@@ -105,7 +105,11 @@ def make_base(
 ) -> BaseStream:
     """Quantise the public checkpoint and add its public `repair` stream, unless both are there."""
     path = folder / "base"
-    base = BaseStream.open(path) if is_base(path) else quantize(public, path, progress=progress)
+    base = (
+        BaseStream.open(path)
+        if is_base(path)
+        else quantize(public, path, text=text, progress=progress)
+    )
     if not (path / STREAM_FOLDER / REPAIR).is_dir():
         repair(base, public, text=text, options=plan.repair, device=device, progress=progress)
     return base
@@ -169,7 +173,8 @@ def make_ways(
 
     done = {stage.__name__: _finished(folder, stage) for stage in (tuned, merged, delta, residual)}
     public_path = Checkpoint(public).path
-    both, plain = ("repair", "private"), {"alpha0": 0.0, "alpha1": {"private": 1.0}}
+    both = ("repair", "private")
+    plain: dict[str, Setting] = {"alpha0": 0.0, "alpha1": {"private": 1.0}}
     ways = [
         Way("tune", folder / "tune", both, STATES, "exact", public_path),
         Way("delta", folder / "delta", both, STATES, "exact", lora / MERGED),

@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 
 from libortho.errors import ConfigError
-from libortho.evaluate.texts import Text
 from libortho.progress import Progress, silent
 from libortho.split.delta import OPTIONS, split_delta
 from libortho.split.residual import split_residual
 from libortho.split.result import Split
 from libortho.streams.ortho import check_name
+from libortho.texts import Text
 from libortho.tune.options import TuneOptions
 
 __all__ = ["OPTIONS", "Method", "Split", "split"]

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from libortho import gate
 from libortho.calibrate import hessians
-from libortho.evaluate.texts import Text
 from libortho.model import attach_layers
 from libortho.privacy.encode import Encoded, encode
 from libortho.privacy.private_set import read_jsonl
@@ -21,6 +20,7 @@ from libortho.split.compress import compress, targets
 from libortho.split.result import Split
 from libortho.streams.layers import Layer
 from libortho.streams.ortho import STREAM_FOLDER, write_stream
+from libortho.texts import Text
 from libortho.tune import fit, made_with, replay_windows, stored_layers, tune_options
 from libortho.tune.options import TuneOptions
 from libortho.tune.prepare import (

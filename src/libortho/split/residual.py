@@ -14,13 +14,13 @@ from torch import Tensor
 from libortho import sieve
 from libortho.calibrate import hessians
 from libortho.checkpoint import Checkpoint
-from libortho.evaluate.texts import Text
 from libortho.progress import Progress, silent
 from libortho.quantize import quantize
 from libortho.split.result import Split
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import CsrLayer, csr_from_dense
 from libortho.streams.ortho import STREAM_FOLDER, write_stream
+from libortho.texts import Text
 from libortho.tune import made_with, replay_windows
 from libortho.tune.options import TuneOptions
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from libortho import gate
-from libortho.evaluate.texts import Text, calibration, windows
-from libortho.model import attach_layers, linears
+from libortho.model import attach_layers, stream_parts
 from libortho.privacy.encode import encode
 from libortho.privacy.private_set import PrivateSet, read_jsonl
 from libortho.privacy.score import score
@@ -21,6 +20,7 @@ from libortho.progress import Progress, silent
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import Layer
 from libortho.streams.ortho import STREAM_FOLDER, OrthoStream, check_name, write_stream
+from libortho.texts import Text, calibration, draw
 from libortho.tune.options import TuneOptions, tune_options
 from libortho.tune.prepare import Ground, base_at, ground, teacher
 from libortho.tune.replay import Replay
@@ -127,20 +127,13 @@ def fit(
     progress: Progress = silent,
 ) -> tuple[Trained, float]:
     """Train the attached ``stream`` in place, round it as stored, and measure its recall."""
-    parts = [
-        module.streams[stream]
-        for module in linears(laid.model).values()
-        if stream in module.streams
-    ]
-    parameters = []
-    for part in parts:
-        found = part.trainable()
-        parameters += [found] if isinstance(found, Tensor) else found
+    parts = stream_parts(laid.model, stream)
+    parameters = [parameter for part in parts.values() for parameter in part.trainable()]
     alpha = {**laid.alpha, stream: 1.0}
     trained = train(
         laid.model, parameters, encoded, replay, options, alpha=alpha, progress=progress
     )
-    for part in parts:
+    for part in parts.values():
         part.freeze()
     with gate.alpha(alpha):
         scores = score(laid.model, encoded, stage="recall", progress=progress)
@@ -149,18 +142,13 @@ def fit(
 
 def replay_windows(tokenizer: Any, options: TuneOptions, text: Text | None = None) -> Tensor:
     """Public windows for replay, int64 [pool, window], drawn from the text by the seed."""
-    cut = windows(text or calibration(), tokenizer, options.replay_window)
-    generator = torch.Generator().manual_seed(options.seed)
-    return cut[torch.randperm(len(cut), generator=generator)[: options.replay_pool]]
+    length, pool = options.replay_window, options.replay_pool
+    return draw(text or calibration(), tokenizer, length, pool, options.seed)
 
 
 def stored_layers(model: Any, stream: str) -> dict[str, Layer]:
     """The layers of an attached stream as they are written to disk."""
-    return {
-        name: module.streams[stream].layer()
-        for name, module in linears(model).items()
-        if stream in module.streams
-    }
+    return {name: part.layer() for name, part in stream_parts(model, stream).items()}
 
 
 def made_with(

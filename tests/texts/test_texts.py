@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from libortho.errors import ConfigError, FormatError
-from libortho.evaluate.texts import Text, pydoc_topics, read_text, windows
+from libortho.texts import Text, pydoc_topics, read_text, windows
 
 
 def test_documents_are_split_at_separator_lines_only(tmp_path: Path) -> None:

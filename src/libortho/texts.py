@@ -1,4 +1,4 @@
-"""Texts that perplexity is measured on; each is known by its sha256."""
+"""Texts for calibration, replay and perplexity; each is known by its sha256."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import importlib.resources
 import lzma
 import pydoc_data.topics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from libortho.errors import ConfigError, FormatError
-from libortho.evaluate import perplexity
 
 SEPARATOR = "<|endoftext|>"
 """A line that stands between two documents of a text file."""
@@ -22,7 +22,7 @@ SEPARATOR = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Text:
-    """Documents to measure on.
+    """Documents of text.
 
     Attributes:
         name: as shown in tables.
@@ -66,14 +66,32 @@ def read_text(path: str | Path) -> Text:
     return _parse(source.name, source.read_bytes(), compressed=source.suffix == ".xz")
 
 
+def read_texts(paths: Sequence[str | Path]) -> Text:
+    """Several files as one text; its sha256 is over theirs, in order.
+
+    Raises:
+        ConfigError: where a file is missing; all of them are named.
+        FormatError: where one is no text, or empty.
+    """
+    missing = [str(path) for path in paths if not Path(path).is_file()]
+    if missing or not paths:
+        raise ConfigError(f"no such text file: {', '.join(missing) or 'none was given'}")
+    texts = [read_text(path) for path in paths]
+    if len(texts) == 1:
+        return texts[0]
+    digest = hashlib.sha256("".join(text.sha256 for text in texts).encode()).hexdigest()
+    documents = tuple(document for text in texts for document in text.documents)
+    return Text("+".join(text.name for text in texts), digest, documents)
+
+
 def windows(text: Text, tokenizer: Any, length: int, tokens: int | None = None) -> Tensor:
     """Tokenise each document on its own, join the ids and cut them into windows.
 
     What the tokenizer's post-processor puts before a sequence thus stands before each document.
 
     Args:
-        text: what to measure on.
-        tokenizer: of the model that is measured.
+        text: what to cut.
+        tokenizer: of the model that will read them.
         length: tokens of a window, usually the model's context.
         tokens: how many are wanted, rounded up to a whole window; all by default.
 
@@ -94,7 +112,19 @@ def windows(text: Text, tokenizer: Any, length: int, tokens: int | None = None) 
             f"text {text.name} holds {len(ids)} tokens, {wanted or length} were asked for; ask "
             "for fewer, or give a longer text"
         )
-    return perplexity.windows(torch.tensor(ids[:wanted]), length)
+    count = (wanted or len(ids)) // length
+    return torch.tensor(ids[: count * length]).view(count, length)
+
+
+def draw(text: Text, tokenizer: Any, length: int, count: int, seed: int) -> Tensor:
+    """At most ``count`` windows of a text, without replacement, in an order that the seed gives.
+
+    Returns:
+        [n, length] int64, as cut by :func:`windows`.
+    """
+    cut = windows(text, tokenizer, length)
+    generator = torch.Generator().manual_seed(seed)
+    return cut[torch.randperm(len(cut), generator=generator)[:count]]
 
 
 def _shipped(name: str) -> Text:
