@@ -12,11 +12,9 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from libortho.checkpoint import Checkpoint, linear_layers
-from libortho.quantizers import mse
-from libortho.streams.base import BaseStream, QuantisedLayer, write_base
+from libortho.quantize import quantize
+from libortho.streams.base import BaseStream
 from libortho.streams.layers import CsrLayer, Layer, LowRankLayer, csr_from_dense
-from libortho.streams.manifest import Quantiser
 
 VOCABULARY = 512
 CONTEXT = 128
@@ -115,23 +113,11 @@ def tiny_tokenizer(tiny_checkpoint: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(tiny_checkpoint)
 
 
-def build_base(out: Path, checkpoint: Path) -> Path:
-    """Write an INT4 base, groups of 128, the scales clipped by squared error."""
-    public = Checkpoint(checkpoint)
-    layers, skipped = linear_layers(public.skeleton(), 128)
-    quantised = (
-        QuantisedLayer(name, *mse(public.tensor(f"{name}.weight").float(), 128), 0.1)
-        for name in layers
-    )
-    quantiser = Quantiser(method="mse", bits=4, group_size=128, seed=0, versions={})
-    write_base(out, public, layers, quantised, quantiser=quantiser, skipped=skipped)
-    return out
-
-
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
     """The INT4 base of ``tiny_checkpoint`` without streams; treat it as read-only."""
-    return build_base(tmp_path_factory.mktemp("tiny") / "base", tiny_checkpoint)
+    out = tmp_path_factory.mktemp("tiny") / "base"
+    return quantize(tiny_checkpoint, out, method="mse").path
 
 
 @pytest.fixture

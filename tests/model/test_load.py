@@ -15,6 +15,7 @@ from libortho.errors import ConfigError, CorruptStream, FormatError, PairMismatc
 from libortho.gate import StreamInfo
 from libortho.linear import OrthoLinear
 from libortho.model import attach, attach_layers, detach, linear, linears, load, ortho
+from libortho.quantize import quantize
 from libortho.streams.base import BaseStream
 from libortho.streams.ortho import OrthoStream, write_stream
 
@@ -101,8 +102,6 @@ def test_half_precision_gives_finite_logits_near_those_of_float32(
 
 
 def test_a_bfloat16_checkpoint_keeps_its_scales(tmp_path, tiny_checkpoint_bf16, ids) -> None:
-    from libortho.quantize import quantize
-
     base = quantize(tiny_checkpoint_bf16, tmp_path / "base", method="mse")
     model = load(base.path, dtype=torch.float16)
     for name, module in linears(model).items():
@@ -218,7 +217,7 @@ def test_names_are_taken_once_and_freed_by_detaching(model, attach_random) -> No
     with pytest.raises(ConfigError, match="'private' is not attached; attached: none"):
         detach(model, "private")
     attach_random(model)
-    with pytest.raises(ConfigError, match="'no.dots'"):
+    with pytest.raises(ConfigError, match=r"'no\.dots'"):
         attach_random(model, StreamInfo("no.dots", "id", public=False))
 
 
@@ -231,7 +230,7 @@ def test_other_models_and_layers_are_named(tiny_model, model, ids) -> None:
 
 
 def test_a_directory_that_is_no_base_is_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    with pytest.raises(FormatError, match="no libortho.json"):
+    with pytest.raises(FormatError, match=r"no libortho\.json"):
         load(tiny_checkpoint)
 
 
