@@ -51,6 +51,15 @@ void check_type(const Tensor& tensor, ScalarType wanted, const char* name) {
   STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a CPU tensor");
 }
 
+// A dispatcher call costs more than this check, and nearly every tensor is contiguous.
+Tensor packed(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+Tensor converted(const Tensor& tensor, ScalarType type) {
+  return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+}
+
 struct Operands {
   // Contiguous tensors behind the pointers of `base` and `streams`.
   std::vector<Tensor> held;
@@ -60,7 +69,7 @@ struct Operands {
 
   template <typename T>
   const T* hold(const Tensor& tensor) {
-    held.push_back(torch::stable::contiguous(tensor));
+    held.push_back(packed(tensor));
     return static_cast<const T*>(held.back().const_data_ptr());
   }
 
@@ -137,7 +146,7 @@ Tensor dequantized(const Operands& operands, const Tensor& like, ScalarType type
 
 template <typename T>
 Tensor dense_forward(const Operands& operands, const Tensor& x, ScalarType type) {
-  const Tensor wide = torch::stable::contiguous(torch::stable::to(x, type));
+  const Tensor wide = packed(converted(x, type));
   const int64_t m = x.size(0), n = operands.base.rows, k = operands.base.columns;
   const Tensor w = dequantized<T>(operands, x, type);
   Tensor y = torch::stable::new_empty(x, {m, n}, type);
@@ -146,7 +155,7 @@ Tensor dense_forward(const Operands& operands, const Tensor& x, ScalarType type)
     orth::orth_stream_forward<T>(n, k, stream, static_cast<const T*>(wide.const_data_ptr()), m,
                                  static_cast<T*>(y.mutable_data_ptr()), run_parallel);
   }
-  return torch::stable::to(y, x.scalar_type());
+  return converted(y, x.scalar_type());
 }
 
 Tensor dual_linear(Tensor x, Tensor tiles, Tensor scales, int64_t rows, int64_t group_size,
@@ -164,7 +173,7 @@ Tensor dual_linear(Tensor x, Tensor tiles, Tensor scales, int64_t rows, int64_t 
     return wide ? dense_forward<double>(operands, x, ScalarType::Double)
                 : dense_forward<float>(operands, x, ScalarType::Float);
   }
-  const Tensor input = torch::stable::contiguous(x);
+  const Tensor input = packed(x);
   Tensor y = torch::stable::new_empty(x, {m, rows});
   orth::orth_layer_forward(operands.base, operands.streams.data(),
                            static_cast<int64_t>(operands.streams.size()), input.const_data_ptr(),
@@ -179,7 +188,7 @@ std::tuple<Tensor, std::vector<Tensor>> backward(const Operands& operands, const
                                                  const std::vector<bool>& need_values,
                                                  ScalarType type) {
   const int64_t m = grad.size(0), n = operands.base.rows, k = operands.base.columns;
-  const Tensor g = torch::stable::contiguous(torch::stable::to(grad, type));
+  const Tensor g = packed(converted(grad, type));
   Tensor grad_x = torch::stable::new_empty(grad, {need_x ? m : 0, k}, type);
   // A stream that is open alike on every row joins the weights; one matmul then serves both.
   std::vector<bool> folded(values.size(), false);
@@ -198,7 +207,7 @@ std::tuple<Tensor, std::vector<Tensor>> backward(const Operands& operands, const
     matmul_into(grad_x, g, w);
   }
   std::optional<Tensor> wide;
-  if (x.has_value()) wide = torch::stable::contiguous(torch::stable::to(*x, type));
+  if (x.has_value()) wide = packed(converted(*x, type));
 
   std::vector<Tensor> grad_values;
   for (size_t s = 0; s < values.size(); ++s) {
@@ -212,9 +221,9 @@ std::tuple<Tensor, std::vector<Tensor>> backward(const Operands& operands, const
           add_x ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr,
           need_values[s] ? static_cast<T*>(out.mutable_data_ptr()) : nullptr, run_parallel);
     }
-    grad_values.push_back(torch::stable::to(out, values[s].scalar_type()));
+    grad_values.push_back(converted(out, values[s].scalar_type()));
   }
-  return {torch::stable::to(grad_x, grad.scalar_type()), grad_values};
+  return {converted(grad_x, grad.scalar_type()), grad_values};
 }
 
 std::tuple<Tensor, std::vector<Tensor>> dual_linear_backward(
