@@ -325,7 +325,12 @@ def _non_finite(value: JsonValue, where: str) -> Iterator[str]:
 
 
 def _commit() -> str:
-    """``git describe`` of the source tree, or the package's version outside one."""
+    """``git describe`` of the source tree, or the package's version outside one.
+
+    ``LIBORTHO_COMMIT`` says it where a copy of the tree travels without its repository.
+    """
+    if told := os.environ.get("LIBORTHO_COMMIT"):
+        return told
     package = Path(__file__).resolve().parent
     root = package.parents[1]
     # A copy installed inside somebody else's repository must not claim that repository's commit.

@@ -86,11 +86,12 @@ def demo(
 
     Args:
         folder: working directory; what an earlier run left in it is deleted.
+        text: held-out text whose perplexity gates the verdict; default the shipped samples.
     """
     if folder.exists():
         shutil.rmtree(folder)
-    measures = Measures(heldout(), pydoc_topics(), TOKENS, 0)
-    setting = Setting(public, folder, replace(DEMO, members=members), measures, text=text)
+    measures = Measures(text or heldout(), pydoc_topics(), TOKENS, 0)
+    setting = Setting(public, folder, replace(DEMO, members=members), measures)
     return _run(DEMO_NAME, setting, seed, progress)
 
 
