@@ -33,13 +33,11 @@ def dual_linear(
     y = xs @ _base(tiles, scales, rows, group_size, wide).T
     for index, value in enumerate(values):
         weight = alpha[index].to(wide)
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or bool(weight.any()):
             ortho = _dense(slice_ptr[index], columns[index], value, rows, inputs, wide)
+            # All rows: a product of fewer may sum in another order, and a row's bits would then
+            # depend on the alpha of others.
             y = _add_by_selection(y, xs, ortho, weight)
-        elif bool(weight.any()):
-            ortho = _dense(slice_ptr[index], columns[index], value, rows, inputs, wide)
-            opened = weight.nonzero().flatten()
-            y[opened] += weight[opened, None] * (xs[opened] @ ortho.T)
     return y.to(x.dtype)
 
 
