@@ -7,7 +7,9 @@ from torch import Tensor
 
 from libortho.quantizers.grid import check_weight, covering_scale, round_to_grid, stored
 
-# Fractions of the covering scale that are tried. Two bits want to clip far more than four.
+# Fractions of the covering scale that are tried. Two bits want to clip far more than four; a
+# scale above the covering one pays where the largest weight lies on the longer, negative side.
+_LARGEST_FRACTION = 1.15
 _SMALLEST_FRACTION = {4: 0.5, 3: 0.4, 2: 0.25}
 _STEPS = 64
 _CHUNK = 2**22
@@ -60,14 +62,14 @@ def least_error_scale(
         importance: What a squared error counts, broadcast to ``groups``; 1 without it.
 
     Returns:
-        Scales in ``scale_dtype``, [...]. Of equally good scales the largest.
+        Scales in ``scale_dtype``, [...].
     """
     covering = covering_scale(groups, bits)
     best = stored(covering, scale_dtype)
     least = _error(groups, best, bits, importance)
-    smallest = _SMALLEST_FRACTION[bits]
-    for step in range(1, _STEPS + 1):
-        fraction = 1 - (1 - smallest) * step / _STEPS
+    span = _LARGEST_FRACTION - _SMALLEST_FRACTION[bits]
+    for step in range(_STEPS + 1):
+        fraction = _LARGEST_FRACTION - span * step / _STEPS
         candidate = stored(covering * fraction, scale_dtype)
         error = _error(groups, candidate, bits, importance)
         better = error < least
