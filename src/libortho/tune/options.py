@@ -29,7 +29,7 @@ class TuneOptions(BaseModel):
         seed: of every draw.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     density: float = Field(0.02, gt=0, le=1)
     budget: Budget = "uniform"

@@ -35,12 +35,13 @@ def contrast_supports(
         public: public windows, int64 [n, T]; ``options.fisher_windows`` of them are used.
 
     Raises:
-        NumericsError: a layer that the private data does not reach (its Fisher is all zero).
+        NumericsError: layers that the private data does not reach (their Fisher is all zero), or
+            whose contrast is not finite; all of them are named.
     """
     names = list(linears(model))
     windows = public[: options.fisher_windows]
     scores: dict[str, Tensor] = {}
-    unreached: list[str] = []
+    problems: list[str] = []
     supports: dict[str, CsrLayer] = {}
     parts = groups(model, names)
     for part in parts:
@@ -61,16 +62,20 @@ def contrast_supports(
             progress=progress,
         )
         for name in part:
+            score = sieve.contrast(inside[name], outside[name])
             if not bool(inside[name].any()):
-                unreached.append(name)
-            scores[name] = sieve.contrast(inside[name], outside[name])
-        if options.budget == "uniform":
+                problems.append(f"the private data has no gradient in {name}")
+            elif not bool(torch.isfinite(score).all()):
+                problems.append(f"the contrast of private and public gradients overflows in {name}")
+            else:
+                scores[name] = score
+        if options.budget == "uniform" and not problems:
             # Nothing compares across layers: take the support now, so that scores need not stay.
             sizes = {name: scores[name].numel() for name in part}
             counts = sieve.budget(sizes, options.density, {}, "uniform")
             supports |= {name: _empty(scores.pop(name), counts[name]) for name in part}
-    if unreached:
-        raise NumericsError(f"the private data has no gradient in: {', '.join(unreached)}")
+    if problems:
+        raise NumericsError("; ".join(problems))
     if options.budget == "global":
         sizes = {name: linear(model, name).weight.numel() for name in names}
         counts = sieve.budget(sizes, options.density, scores, "global")

@@ -47,8 +47,8 @@ def train(
     """Train ``parameters`` with Adam until everything private is recalled, or ``steps`` are done.
 
     Once every completion is the argmax at every position twice running, the learning rate is
-    annealed to 0 over ``options.settle`` steps. With no private examples the KL alone is lowered,
-    for all steps.
+    annealed to 0 over ``options.settle`` steps; if one is lost on the way, training goes on. With
+    no private examples the KL alone is lowered, for all steps.
 
     Args:
         model: any causal LM whose forward uses ``parameters``.
@@ -95,6 +95,8 @@ def train(
         trained.recalled = bool(private) and bool((remembered >= 2).all())
         if settling is not None:
             settling -= 1
+            if settling == 0 and not trained.recalled:
+                settling = None
         elif trained.recalled:
             settling = options.settle
     return trained
