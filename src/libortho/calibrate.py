@@ -6,7 +6,7 @@ the hidden states of all windows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +37,8 @@ class _ReachedError(Exception):
 class BlockWalk:
     """Hidden states of calibration windows, taken through the decoder blocks in order.
 
-    For each name of :attr:`blocks` in turn: :meth:`load`, then :meth:`second_moments` as often as
-    wanted, then :meth:`advance`; :meth:`replace` changes weights at any moment in between.
+    For each name of :attr:`blocks` in turn: :meth:`load`, :meth:`second_moments`, then
+    :meth:`advance`; :meth:`replace` changes weights at any moment in between.
 
     Args:
         checkpoint: Where the weights come from.
@@ -69,19 +69,6 @@ class BlockWalk:
             for name, module in self.skeleton.get_submodule(block).named_modules()
             if isinstance(module, nn.Linear)
         ]
-
-    @torch.no_grad()
-    def feeds(self, block: str, layers: Sequence[str]) -> list[list[str]]:
-        """Group linear layers of the current block by the tensor that feeds them.
-
-        The groups come in the order in which the forward reaches them.
-
-        Raises:
-            CheckpointError: A layer is never called.
-        """
-        collector = _Collector(layers, stop_early=True, first_only=True)
-        self._collect(collector, block, layers, [0], advance=False)
-        return collector.groups()
 
     def load(self, block: str) -> None:
         """Read a block's weights into float32."""
@@ -116,26 +103,12 @@ class BlockWalk:
             CheckpointError: A layer is never called.
         """
         collector = _Collector(layers, stop_early=not advance)
-        self._collect(collector, block, layers, range(len(self._batches)), advance=advance)
-        if advance:
-            self._check_finite(block)
-        return collector.moments()
-
-    def _collect(
-        self,
-        collector: _Collector,
-        block: str,
-        layers: Sequence[str],
-        batches: Iterable[int],
-        *,
-        advance: bool,
-    ) -> None:
         handles = [
             self.skeleton.get_submodule(name).register_forward_pre_hook(collector.hook(name))
             for name in layers
         ]
         try:
-            for index in batches:
+            for index in range(len(self._batches)):
                 self._report("calibrate", block, index)
                 collector.begin()
                 try:
@@ -147,6 +120,9 @@ class BlockWalk:
         finally:
             for handle in handles:
                 handle.remove()
+        if advance:
+            self._check_finite(block)
+        return collector.moments()
 
     @torch.no_grad()
     def advance(self, block: str) -> None:
@@ -263,14 +239,11 @@ class BlockWalk:
 
 
 class _Collector:
-    """Accumulates x xᵀ at the inputs of some linear layers, or only learns which share inputs."""
+    """Accumulates x xᵀ at the inputs of some linear layers."""
 
-    def __init__(
-        self, layers: Sequence[str], *, stop_early: bool, first_only: bool = False
-    ) -> None:
+    def __init__(self, layers: Sequence[str], *, stop_early: bool) -> None:
         self._layers = list(layers)
         self._stop_early = stop_early
-        self._first_only = first_only
         self._leader: dict[str, str] = {}
         self._sums: dict[str, Tensor] = {}
         self._tokens: dict[str, int] = {}
@@ -286,7 +259,7 @@ class _Collector:
             shared = next((other for other, seen in self._seen.items() if seen is x), None)
             self._leader.setdefault(name, shared or name)
             self._seen[name] = x
-            if self._leader[name] == name and not self._first_only:
+            if self._leader[name] == name:
                 rows = x.reshape(-1, x.shape[-1])
                 if name not in self._sums:
                     self._sums[name] = torch.zeros(rows.shape[1], rows.shape[1])
@@ -298,15 +271,12 @@ class _Collector:
 
         return collect
 
-    def groups(self) -> list[list[str]]:
-        self._check_reached()
-        groups: dict[str, list[str]] = {}
-        for name, leader in self._leader.items():
-            groups.setdefault(leader, []).append(name)
-        return list(groups.values())
-
     def moments(self) -> dict[str, Tensor]:
-        self._check_reached()
+        unreached = [name for name in self._layers if name not in self._leader]
+        if unreached:
+            raise CheckpointError(
+                "no calibration text reached " + ", ".join(unreached) + "; skip these layers."
+            )
         broken = []
         for leader, total in self._sums.items():
             total /= self._tokens[leader]
@@ -315,13 +285,6 @@ class _Collector:
         if broken:
             raise NumericsError("the inputs of these layers hold NaN or Inf: " + ", ".join(broken))
         return {name: self._sums[self._leader[name]] for name in self._layers}
-
-    def _check_reached(self) -> None:
-        unreached = [name for name in self._layers if name not in self._leader]
-        if unreached:
-            raise CheckpointError(
-                "no calibration text reached " + ", ".join(unreached) + "; skip these layers."
-            )
 
 
 def _aliases(skeleton: nn.Module) -> Mapping[str, list[str]]:

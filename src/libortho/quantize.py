@@ -278,34 +278,23 @@ def _by_block(
     grid: _Grid,
     progress: Progress,
 ) -> Iterator[QuantisedLayer]:
-    """GPTQ: each layer sees what the layers before it, already rounded, make of the text."""
+    """GPTQ: each block sees what the blocks before it, already rounded, make of the text."""
     walk = BlockWalk(checkpoint, windows, progress=progress)
     by_block = layers_by_block(walk.blocks, list(layers))
     done = 0
     for block in walk.blocks:
         walk.load(block)
-        finished: dict[str, QuantisedLayer] = {}
-        if by_block[block]:
-            for group in walk.feeds(block, by_block[block]):
-                for layer in _by_moment(walk, block, group, grid, progress):
-                    done += 1
-                    progress("quantize", done, len(layers), _figures(layer))
-                    finished[layer.name] = layer
-        walk.advance(block)
+        moments = walk.second_moments(block, by_block[block]) if by_block[block] else {}
         for name in by_block[block]:
-            yield finished.pop(name)
-
-
-def _by_moment(
-    walk: BlockWalk, block: str, group: Sequence[str], grid: _Grid, progress: Progress
-) -> Iterator[QuantisedLayer]:
-    """Round layers that share their inputs and put the result into the block."""
-    moments = walk.second_moments(block, group)
-    for name in group:
-        weight = walk.weight(name)
-        layer = _finish(name, weight, grid.compensate(name, weight, moments[name], progress))
-        walk.replace(name, dequantise(layer.codes, layer.scales))
-        yield layer
+            weight = walk.weight(name)
+            layer = _finish(
+                name, weight, grid.compensate(name, weight, moments.pop(name), progress)
+            )
+            walk.replace(name, dequantise(layer.codes, layer.scales))
+            done += 1
+            progress("quantize", done, len(layers), _figures(layer))
+            yield layer
+        walk.advance(block)
 
 
 def _finish(name: str, weight: Tensor, rounded: tuple[Tensor, Tensor]) -> QuantisedLayer:

@@ -129,7 +129,7 @@ def test_a_quantised_checkpoint_is_refused(tiny_base: Path) -> None:
 def test_broken_directories_are_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match="not a directory"):
         Checkpoint(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="no config.json"):
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
         Checkpoint(tmp_path)
     path = own_copy(tiny_checkpoint, tmp_path / "own")
     weights = (path / "model.safetensors").read_bytes()
