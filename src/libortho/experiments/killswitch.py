@@ -22,7 +22,6 @@ from libortho.experiments.ways import DEMO, Made, Plan, make_base, make_ways
 from libortho.progress import Progress, silent
 from libortho.records import Record
 from libortho.texts import Text, heldout, pydoc_topics
-from libortho.tune import tune_options
 
 DEMO_NAME, KILLSWITCH, UTILITY = "demo", "killswitch", "utility"
 MEMBERS = 200
@@ -30,34 +29,14 @@ TOKENS = 20_000
 UTILITY_TOKENS = 60_000
 DEMO_MARGIN = 0.01
 
+# Two hundred secrets want more steps, and more public text against forgetting it.
+_MORE = {"replay_batch": 16, "replay_window": 256, "replay_pool": 1500}
 FULL = replace(
     DEMO,
     members=MEMBERS,
-    tune=tune_options(
-        steps=400,
-        lr=4e-3,
-        replay_weight=30.0,
-        replay_batch=16,
-        replay_window=256,
-        replay_pool=1500,
-    ),
-    lora=tune_options(
-        steps=400,
-        settle=10,
-        lr=2e-3,
-        replay_weight=10.0,
-        replay_batch=16,
-        replay_window=256,
-        replay_pool=1500,
-    ),
-    delta=tune_options(
-        steps=300,
-        lr=3e-3,
-        replay_weight=15.0,
-        replay_batch=16,
-        replay_window=256,
-        replay_pool=1500,
-    ),
+    tune=DEMO.tune.model_copy(update={"steps": 400, **_MORE}),
+    lora=DEMO.lora.model_copy(update={"steps": 400, **_MORE}),
+    delta=DEMO.delta.model_copy(update={"steps": 400, **_MORE}),
 )
 
 

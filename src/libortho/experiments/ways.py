@@ -67,7 +67,7 @@ class Plan:
 
 DEMO = Plan(
     members=20,
-    tune=tune_options(steps=150, lr=3e-3, replay_weight=30.0),
+    tune=tune_options(),
     lora=LORA_OPTIONS,
     delta=DELTA_OPTIONS,
     residual=tune_options(),

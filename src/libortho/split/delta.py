@@ -36,7 +36,7 @@ from libortho.tune.support import contrast_supports
 
 logger = logging.getLogger(__name__)
 
-OPTIONS = tune_options(steps=200, lr=3e-3, replay_weight=15.0)
+OPTIONS = tune_options(steps=250, lr=4e-3)
 _MOMENT_TOKENS = 16384
 
 

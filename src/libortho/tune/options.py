@@ -33,11 +33,11 @@ class TuneOptions(BaseModel):
 
     density: float = Field(0.02, gt=0, le=1)
     budget: Budget = "uniform"
-    steps: int = Field(150, ge=1)
-    settle: int = Field(20, ge=0)
-    lr: float = Field(3e-3, gt=0)
+    steps: int = Field(200, ge=1)
+    settle: int = Field(30, ge=0)
+    lr: float = Field(5e-3, gt=0)
     warmup: int = Field(5, ge=0)
-    replay_weight: float = Field(30.0, ge=0)
+    replay_weight: float = Field(15.0, ge=0)
     replay_batch: int = Field(4, ge=1)
     replay_window: int = Field(128, ge=2)
     replay_pool: int = Field(250, ge=1)
