@@ -45,6 +45,21 @@ def test_the_scale_is_near_the_best_of_a_finer_search(bits: int) -> None:
     assert float(found.sum() / best.sum()) < 1.01
 
 
+def test_candidates_are_judged_as_they_would_be_stored() -> None:
+    """bfloat16 keeps eight bits of a scale: the best before rounding is often not the best after."""
+    room = import_module("libortho.quantizers.mse")
+    weight = random_weight(256, 32)
+    codes, scales = mse(weight, 32, scale_dtype=torch.bfloat16)
+    found = squared_error(weight, (codes, scales))
+    covering = torch.maximum(weight.amax(1) / 7, weight.amin(1) / -8)
+    span = room._LARGEST_FRACTION - room._SMALLEST_FRACTION[4]
+    for step in range(room._STEPS + 1):
+        fraction = room._LARGEST_FRACTION - span * step / room._STEPS
+        scale = (covering * fraction).bfloat16().unsqueeze(1)
+        rounded = (weight / scale.float()).round().clamp(-8, 7).to(torch.int8)
+        assert bool((found <= squared_error(weight, (rounded, scale)) * (1 + 1e-5)).all())
+
+
 def test_the_same_bits_for_any_thread_count_and_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = random_weight(512, 256)
     threads = torch.get_num_threads()
