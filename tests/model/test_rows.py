@@ -122,10 +122,10 @@ def test_alpha_is_fixed_when_a_forward_begins(model, ids, attach_random) -> None
 
     handle = model.model.layers[0].register_forward_pre_hook(close)
     try:
-        found = logits(model, ids, 1)
+        # The gate that the hook enters is never left: it ends with this context.
+        found = contextvars.copy_context().run(logits, model, ids, 1)
     finally:
         handle.remove()
-        inner.__exit__(None, None, None)
     assert torch.equal(found, opened)
 
 
@@ -154,19 +154,21 @@ def test_a_forward_that_is_refused_does_not_end_the_one_around_it(
     attach_random(model)
     opened = logits(model, ids, 1)
     other = load(tiny_base)
-    refused = []
+    later = gate.alpha(0.5)
 
     def ask(*_):
-        # The other model has no stream, so that the number that is open here is refused there.
-        try:
+        # The other model has no stream to open. What is ambient from here on is not the outer
+        # forward's alpha, which its next layers must still see.
+        later.__enter__()
+        with pytest.raises(AlphaError, match="no stream is attached"):
             other(input_ids=ids)
-        except AlphaError as error:
-            refused.append(error)
 
     handle = model.model.layers[0].register_forward_hook(ask)
-    found = logits(model, ids, 1)
-    handle.remove()
-    assert refused
+    try:
+        # The gate that the hook enters is never left: it ends with this context.
+        found = contextvars.copy_context().run(logits, model, ids, 1)
+    finally:
+        handle.remove()
     assert torch.equal(found, opened)
     assert gate.current() is None
 
