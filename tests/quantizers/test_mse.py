@@ -46,7 +46,7 @@ def test_the_scale_is_near_the_best_of_a_finer_search(bits: int) -> None:
 
 
 def test_candidates_are_judged_as_they_would_be_stored() -> None:
-    """bfloat16 keeps eight bits of a scale: the best before rounding is often not the best after."""
+    """bfloat16 keeps eight bits of a scale: the best before rounding is often another."""
     room = import_module("libortho.quantizers.mse")
     weight = random_weight(256, 32)
     codes, scales = mse(weight, 32, scale_dtype=torch.bfloat16)
