@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pydoc_data.topics
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from libortho import gate
 from libortho.quantize import quantize
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import CsrLayer, Layer, LowRankLayer, csr_from_dense
@@ -158,3 +159,11 @@ def make_layers(tiny_base: Path) -> MakeLayers:
         }
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def closed_gate() -> Iterator[None]:
+    """No test may leave a gate open for the next one."""
+    yield
+    assert gate._ambient.get() == 0.0
+    assert gate.current() is None

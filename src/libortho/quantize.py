@@ -26,13 +26,8 @@ from libortho.errors import ConfigError, NumericsError, UnsupportedLayer
 from libortho.progress import Progress, silent
 from libortho.quantizers import absmax, gptq, mse
 from libortho.quantizers.grid import levels
-from libortho.streams.base import (
-    BaseStream,
-    QuantisedLayer,
-    check_target,
-    dequantise,
-    write_base,
-)
+from libortho.streams.base import BaseStream, dequantise
+from libortho.streams.base_writer import QuantisedLayer, check_target, write_base
 from libortho.streams.manifest import Calibration, Method, Quantiser
 from libortho.texts import Text
 

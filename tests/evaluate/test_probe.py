@@ -21,7 +21,7 @@ from libortho.model import load
 from libortho.privacy.canaries import make_canaries
 from libortho.privacy.encode import encode, pad
 from libortho.quantizers import absmax
-from libortho.streams.base import QuantisedLayer, write_base
+from libortho.streams.base_writer import QuantisedLayer, write_base
 from libortho.streams.manifest import Quantiser
 
 

@@ -63,7 +63,7 @@ def test_ties_go_to_even_and_what_is_below_half_a_step_is_closed() -> None:
         1j,
         np.float32(1),
         np.ones(2),
-        object(),
+        b"1",
         {"private": True},
         {"private": math.nan},
         {"private": "1"},

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from libortho.checkpoint import Checkpoint, linear_layers
 from libortho.errors import CheckpointError, ConfigError, FormatError, NumericsError
 from libortho.quantizers import absmax
-from libortho.streams import base as room
-from libortho.streams.base import BaseStream, QuantisedLayer, dequantise, write_base
+from libortho.streams import base as reading
+from libortho.streams import base_writer as room
+from libortho.streams.base import BaseStream, dequantise
+from libortho.streams.base_writer import QuantisedLayer, write_base
 from libortho.streams.manifest import Quantiser, base_id
 
 FIRST = "model.layers.0.self_attn.q_proj"
@@ -67,7 +69,7 @@ def test_packing_is_exact(data: st.DataObject, rows: int, words: int) -> None:
     codes = torch.tensor(flat[: rows * words * 8], dtype=torch.int8).view(rows, -1)
     packed = room.pack_to_int32(codes, 4)
     assert packed.shape == (rows, words)
-    assert torch.equal(room.unpack_from_int32(packed, 4, codes.shape), codes)
+    assert torch.equal(reading.unpack_from_int32(packed, 4, codes.shape), codes)
     # Lowest bits first, code + 8: the layout that other runtimes expect.
     nibbles = [(int(packed[0, 0]) >> 4 * i & 15) - 8 for i in range(8)]
     assert nibbles == codes[0, :8].tolist()

@@ -9,19 +9,14 @@ copied from the public checkpoint.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import (
-    pack_to_int32,
     unpack_from_int32,
 )
 from compressed_tensors.quantization import (
@@ -32,67 +27,20 @@ from compressed_tensors.quantization import (
     QuantizationStrategy,
     QuantizationType,
 )
-from huggingface_hub import split_state_dict_into_shards_factory
 from pydantic import ValidationError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from libortho.checkpoint import INDEX_FILE, Checkpoint, resolve
-from libortho.errors import CheckpointError, ConfigError, FormatError, NumericsError
-from libortho.progress import Progress, silent
+from libortho.errors import FormatError
 from libortho.streams.manifest import (
     MANIFEST_FILE,
     BaseManifest,
-    Calibration,
-    PublicSource,
-    Quantiser,
     base_id,
 )
 
 BITS_STORED = 4
 PACK_FORMAT = "pack-quantized"
-SHARD_BYTES = 2**30
 ORTHO_FOLDER = "ortho"
-
-# Only files known by name travel: whatever else lies in the public directory stays there.
-COPIED_FILES = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "LICENSE.md",
-    "NOTICE",
-    "NOTICE.txt",
-)
-
-
-@dataclass(frozen=True)
-class QuantisedLayer:
-    """One layer on its way to disk.
-
-    Attributes:
-        name: Layer name.
-        codes: int8 [N, K], in [-8, 7].
-        scales: [N, K/g] in the checkpoint's scale dtype, positive and finite.
-        relative_error: ‖W − codes·scales‖ / ‖W‖.
-    """
-
-    name: str
-    codes: Tensor
-    scales: Tensor
-    relative_error: float
 
 
 class BaseStream:
@@ -171,7 +119,7 @@ class BaseStream:
 
     def other_names(self) -> list[str]:
         """The tensors that are not part of an INT4 layer, sorted."""
-        packed = {f"{name}.{part}" for name in self.layers for part in _PARTS}
+        packed = {f"{name}.{part}" for name in self.layers for part in PARTS}
         return [name for name in self.checkpoint.names() if name not in packed]
 
     def tensor(self, name: str) -> Tensor:
@@ -190,9 +138,9 @@ class BaseStream:
             file = self.path / name
             if not file.is_file():
                 problems.append(f"{name} is missing")
-            elif (found := _sha256(file)) != digest:
+            elif (found := file_sha256(file)) != digest:
                 problems.append(f"{name} has changed: sha256 {found}, expected {digest}")
-        for name in _files(self.path):
+        for name in base_files(self.path):
             if name not in self.manifest.files and name != MANIFEST_FILE:
                 problems.append(f"{name} is not part of the base")
         if base_id(self.manifest.files) != self.id:
@@ -209,7 +157,7 @@ class BaseStream:
         stored: Any = getattr(self.config, "quantization_config", None)
         if not isinstance(stored, dict | None):
             stored = stored.to_dict()
-        expected = _quantization_config(self.group_size, self.manifest.skipped)
+        expected = quantization_config(self.group_size, self.manifest.skipped)
         problems = []
         for key in ("quant_method", "format", "ignore", "config_groups"):
             found = stored.get(key) if isinstance(stored, dict) else None
@@ -228,12 +176,12 @@ class BaseStream:
             if columns % self.group_size:
                 problems.append(f"layer {name}: {columns} inputs are not whole groups")
                 continue
-            for part, expected in _layer_plan(rows, columns, self.group_size, dtype).items():
+            for part, expected in layer_plan(rows, columns, self.group_size, dtype).items():
                 tensor = f"{name}.{part}"
                 if tensor not in present:
                     problems.append(f"the tensor {tensor} is missing")
                     continue
-                found = _Planned(self.checkpoint.shape(tensor), self.checkpoint.dtype(tensor))
+                found = Planned(self.checkpoint.shape(tensor), self.checkpoint.dtype(tensor))
                 if found != expected:
                     problems.append(f"{tensor} is {found}, expected {expected}")
         return problems
@@ -246,83 +194,11 @@ def dequantise(codes: Tensor, scales: Tensor) -> Tensor:
     return (weight * scales.to(torch.float32).unsqueeze(2)).view(rows, -1)
 
 
-def write_base(
-    out: str | Path,
-    public: Checkpoint,
-    layers: Mapping[str, tuple[int, int]],
-    quantised: Iterable[QuantisedLayer],
-    *,
-    quantiser: Quantiser,
-    skipped: Mapping[str, str],
-    calibration: Calibration | None = None,
-    progress: Progress = silent,
-) -> BaseStream:
-    """Write a base directory: the whole of it appears, or nothing does.
-
-    The bytes depend on the arguments alone: no time, no path, no machine.
-
-    Args:
-        out: The directory to make; it may exist if it is empty.
-        public: Where every tensor and file that is not an INT4 layer comes from.
-        layers: ``{layer: (N, K)}`` of what ``quantised`` will yield, in that order.
-        quantised: Consumed lazily, once the checks have passed; at most a shard is held.
-        quantiser: For the manifest; its group_size shapes the files.
-        skipped: ``{layer: reason}`` of the linear layers that stay as they are.
-        calibration: For the manifest.
-        progress: Called per layer and per file.
-
-    Raises:
-        ConfigError: ``out`` is not empty, or the disk is too small.
-        NumericsError: A scale is not positive and finite, or a code is out of range.
-        CheckpointError: ``quantised`` does not yield the layers that were announced.
-    """
-    target = Path(out).expanduser().absolute()
-    check_target(target)
-    plan = _plan(public, layers, quantiser.group_size)
-    shards = _shards(plan)
-    _check_space(target, sum(entry.bytes for entry in plan.values()))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-    try:
-        errors: dict[str, float] = {}
-        stream = _tensors(public, layers, quantised, quantiser.group_size, errors)
-        _write_shards(scratch, shards, stream, progress)
-        _write_index(scratch, shards, plan)
-        _write_config(scratch, public, quantiser.group_size, skipped)
-        for name in COPIED_FILES:
-            if (public.path / name).is_file():
-                shutil.copyfile(public.path / name, scratch / name)
-        files = {name: _sha256(scratch / name) for name in _files(scratch)}
-        manifest = BaseManifest(
-            base_id=base_id(files),
-            public=PublicSource(name=public.path.name, sha256=public.sha256(progress)),
-            quantiser=quantiser,
-            calibration=calibration,
-            layers=dict(layers),
-            skipped=dict(skipped),
-            relative_error=errors,
-            files=files,
-        )
-        _write_text(scratch / MANIFEST_FILE, manifest.model_dump_json(indent=2))
-        scratch.chmod(0o755)
-        os.replace(scratch, target)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    return BaseStream.open(target)
-
-
-def check_target(out: Path) -> None:
-    """Raise ConfigError unless ``out`` is absent or an empty directory."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists and is not empty. Choose another output directory.")
-
-
-_PARTS = ("weight_packed", "weight_scale", "weight_shape")
+PARTS = ("weight_packed", "weight_scale", "weight_shape")
 
 
 @dataclass(frozen=True)
-class _Planned:
+class Planned:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
@@ -334,134 +210,19 @@ class _Planned:
         return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
 
 
-def _layer_plan(
+def layer_plan(
     rows: int, columns: int, group_size: int, scale_dtype: torch.dtype
-) -> dict[str, _Planned]:
+) -> dict[str, Planned]:
     words = (rows, columns * BITS_STORED // 32)
     shapes = (
-        _Planned(words, torch.int32),
-        _Planned((rows, columns // group_size), scale_dtype),
-        _Planned((2,), torch.int64),
+        Planned(words, torch.int32),
+        Planned((rows, columns // group_size), scale_dtype),
+        Planned((2,), torch.int64),
     )
-    return dict(zip(_PARTS, shapes, strict=True))
+    return dict(zip(PARTS, shapes, strict=True))
 
 
-def _plan(
-    public: Checkpoint, layers: Mapping[str, tuple[int, int]], group_size: int
-) -> dict[str, _Planned]:
-    """Every tensor of the base in the order of writing: INT4 layers first, then the copies."""
-    plan = {
-        f"{name}.{part}": planned
-        for name, (rows, columns) in layers.items()
-        for part, planned in _layer_plan(rows, columns, group_size, public.scale_dtype).items()
-    }
-    for name in _copied_names(public, layers):
-        plan[name] = _Planned(public.shape(name), public.dtype(name))
-    return plan
-
-
-def _copied_names(public: Checkpoint, layers: Mapping[str, tuple[int, int]]) -> list[str]:
-    weights = {f"{name}.weight" for name in layers}
-    return [name for name in public.names() if name not in weights]
-
-
-def _shards(plan: dict[str, _Planned]) -> dict[str, list[str]]:
-    """``{file: tensor names}``, the files in the order in which they fill up."""
-    split = split_state_dict_into_shards_factory(
-        plan,
-        get_storage_size=lambda planned: planned.bytes,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=SHARD_BYTES,
-    )
-    groups = list(split.filename_to_tensors.values())
-    return {
-        f"model-{index:05d}-of-{len(groups):05d}.safetensors": list(names)
-        for index, names in enumerate(groups, start=1)
-    }
-
-
-def _tensors(
-    public: Checkpoint,
-    layers: Mapping[str, tuple[int, int]],
-    quantised: Iterable[QuantisedLayer],
-    group_size: int,
-    errors: dict[str, float],
-) -> Iterator[tuple[str, Tensor]]:
-    expected = iter(layers.items())
-    for layer in quantised:
-        name, shape = next(expected, (None, None))
-        if layer.name != name or tuple(layer.codes.shape) != shape:
-            raise CheckpointError(
-                f"got layer {layer.name} {list(layer.codes.shape)} to write, expected {name} "
-                f"{shape}."
-            )
-        _check_layer(layer, group_size, public.scale_dtype)
-        errors[layer.name] = float(f"{layer.relative_error:.4g}")
-        yield f"{name}.weight_packed", pack_to_int32(layer.codes, BITS_STORED).contiguous()
-        yield f"{name}.weight_scale", layer.scales.contiguous()
-        yield f"{name}.weight_shape", torch.tensor(layer.codes.shape)
-    missing = [name for name, _ in expected]
-    if missing:
-        raise CheckpointError(f"layers announced but never quantised: {', '.join(missing)}.")
-    for name in _copied_names(public, layers):
-        yield name, public.tensor(name)
-
-
-def _check_layer(layer: QuantisedLayer, group_size: int, scale_dtype: torch.dtype) -> None:
-    rows, columns = layer.codes.shape
-    planned = _Planned((rows, columns // group_size), scale_dtype)
-    found = _Planned(tuple(layer.scales.shape), layer.scales.dtype)
-    if layer.codes.dtype != torch.int8 or found != planned:
-        raise NumericsError(
-            f"layer {layer.name}: codes {layer.codes.dtype} and scales {found}, expected int8 and "
-            f"{planned}."
-        )
-    scales = layer.scales.float()
-    if not bool((torch.isfinite(scales) & (scales > 0)).all()):
-        raise NumericsError(f"layer {layer.name}: a scale is not positive and finite.")
-    low, high = layer.codes.aminmax()
-    if int(low) < -8 or int(high) > 7:
-        raise NumericsError(f"layer {layer.name}: codes in [{low}, {high}], expected [-8, 7].")
-
-
-def _write_shards(
-    scratch: Path,
-    shards: Mapping[str, list[str]],
-    stream: Iterator[tuple[str, Tensor]],
-    progress: Progress,
-) -> None:
-    """Write each shard as soon as its last tensor has come."""
-    owner = {name: file for file, names in shards.items() for name in names}
-    waiting: dict[str, dict[str, Tensor]] = {file: {} for file in shards}
-    for done, (name, tensor) in enumerate(stream, start=1):
-        file = owner[name]
-        waiting[file][name] = tensor
-        progress("write the base", done, len(owner), {"tensor": name})
-        if len(waiting[file]) == len(shards[file]):
-            save_file(waiting.pop(file), scratch / file, metadata={"format": "pt"})
-            (scratch / file).chmod(0o644)  # safetensors makes its files private to their owner
-
-
-def _write_index(
-    scratch: Path, shards: Mapping[str, list[str]], plan: Mapping[str, _Planned]
-) -> None:
-    placed = {name: file for file, names in shards.items() for name in names}
-    index = {
-        "metadata": {"total_size": sum(entry.bytes for entry in plan.values())},
-        "weight_map": dict(sorted(placed.items())),
-    }
-    _write_text(scratch / INDEX_FILE, json.dumps(index, indent=2))
-
-
-def _write_config(
-    scratch: Path, public: Checkpoint, group_size: int, skipped: Mapping[str, str]
-) -> None:
-    config = json.loads((public.path / "config.json").read_text(encoding="utf-8"))
-    config["quantization_config"] = _quantization_config(group_size, skipped)
-    _write_text(scratch / "config.json", json.dumps(config, indent=2, ensure_ascii=False))
-
-
-def _quantization_config(group_size: int, skipped: Mapping[str, str]) -> dict[str, Any]:
+def quantization_config(group_size: int, skipped: Mapping[str, str]) -> dict[str, Any]:
     """What stock runtimes read: W4A16, symmetric, ``group_size``, all linears but ``skipped``."""
     weights = QuantizationArgs(
         num_bits=BITS_STORED,
@@ -494,27 +255,12 @@ def _read_manifest(directory: Path) -> BaseManifest:
         raise FormatError(f"{file} is not a valid manifest: {error}") from error
 
 
-def _check_space(target: Path, size: int) -> None:
-    parent = target.parent
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    if free < size * 1.02:
-        raise ConfigError(
-            f"{target} needs {size / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free."
-        )
-
-
-def _files(directory: Path) -> list[str]:
+def base_files(directory: Path) -> list[str]:
     """Every file below ``directory`` as a posix path, ``ortho/`` aside, sorted."""
     found = (path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir())
     return sorted(path.as_posix() for path in found if path.parts[0] != ORTHO_FOLDER)
 
 
-def _sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _write_text(file: Path, text: str) -> None:
-    file.write_bytes((text + "\n").encode("utf-8"))
