@@ -10,12 +10,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-import click
 import typer
 
 from libortho.cli import base, experiments, look, streams
 from libortho.errors import LibOrthoError
 
+# The base of all complaints about usage, whichever click typer carries.
+_Complaint: type[Exception] = typer.BadParameter.__mro__[2]
 USAGE, ERROR, CRASH, INTERRUPTED = 3, 4, 5, 130
 
 app = typer.Typer(
@@ -43,10 +44,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         status = command.main(
             args=None if arguments is None else list(arguments), standalone_mode=False
         )
-    except click.ClickException as error:
-        error.show(sys.stderr)
+    except _Complaint as error:
+        error.show(sys.stderr)  # type: ignore[attr-defined]
         return USAGE
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except LibOrthoError as error:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, get_args
+from typing import Annotated
 
-import click
 import typer
 
 from libortho.checkpoint import Checkpoint, linear_layers
@@ -13,8 +12,6 @@ from libortho.cli.options import Json, Out, Plan, Texts, text
 from libortho.quantize import quantize
 from libortho.repair import RepairOptions, repair
 from libortho.streams.manifest import Method
-
-METHODS = click.Choice(get_args(Method))
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +22,7 @@ def register(app: typer.Typer) -> None:
 def quantize_verb(
     public: Annotated[str, typer.Argument(help="Checkpoint directory, or the word `reference`.")],
     out: Out,
-    method: Annotated[Method, typer.Option(click_type=METHODS)] = "gptq",
+    method: Annotated[Method, typer.Option(help="Rounding rule.")] = "gptq",
     bits: Annotated[int, typer.Option(min=2, max=4, help="Levels used in the INT4 files.")] = 4,
     group_size: Annotated[int, typer.Option(help="Weights per scale: 128, 64 or 32.")] = 128,
     windows: Annotated[int, typer.Option(min=1, help="Windows of calibration text.")] = 32,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import click
 import typer
 from pydantic import JsonValue
 from rich.table import Table
@@ -20,7 +19,7 @@ from libortho.experiments.killswitch import MEMBERS, demo, killswitch, utility
 from libortho.records import Record
 
 STATUS = {"PASS": 0, "FAIL": 1, "VOID": 2}
-NAMES = ("killswitch", "utility")
+Name = Literal["killswitch", "utility"]
 
 Members = Annotated[int | None, typer.Option(min=2, help="Canaries to memorise; as many controls.")]
 Records = Annotated[Path, typer.Option("--records", help="Where records are written.")]
@@ -66,7 +65,7 @@ def demo_verb(
 
 
 def experiment_verb(
-    name: Annotated[str, typer.Argument(click_type=click.Choice(NAMES))],
+    name: Annotated[Name, typer.Argument(help="Which experiment.")],
     model: Annotated[str, typer.Option(help="Public checkpoint.")] = REFERENCE,
     members: Members = None,
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="Repeatable.")] = None,

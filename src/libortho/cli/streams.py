@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
-import click
 import torch
 import typer
 
@@ -85,7 +84,7 @@ def tune_verb(
 def split_verb(
     source: Annotated[str, typer.Argument(help="A base or public checkpoint (residual: the mix).")],
     out: Out,
-    method: Annotated[Method, typer.Option(click_type=click.Choice(get_args(Method)))] = "delta",
+    method: Annotated[Method, typer.Option(help="Exact (delta) or measured (residual).")] = "delta",
     tuned: Annotated[str | None, typer.Option(help="Tuned checkpoint, or PEFT adapter.")] = None,
     data: Data = None,
     public: Public = None,
