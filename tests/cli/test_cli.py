@@ -1,0 +1,81 @@
+"""The command line as a user meets it: exit statuses, stdout and stderr."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from libortho.cli import ERROR, USAGE, run
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "base"
+    assert run(["quantize", str(tiny_checkpoint), "-o", str(out), "--method", "mse"]) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nope"], ["tune"], ["generate"], ["quantize", "x", "-o", "y", "--bits", "9"]]
+)
+def test_wrong_usage_is_no_verdict(arguments: list[str], capsys) -> None:
+    assert run(arguments) == USAGE
+    assert capsys.readouterr().out == ""
+
+
+def test_an_error_says_what_and_is_no_verdict(tmp_path: Path, capsys) -> None:
+    assert run(["inspect", str(tmp_path)]) == ERROR
+    shown = capsys.readouterr()
+    assert "libortho.json" in shown.err
+    assert shown.out == ""
+
+
+def test_inspect_and_verify_speak_json(base: Path, capsys) -> None:
+    assert run(["inspect", str(base), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["base_id"]
+    assert found["streams"] == {}
+    assert run(["verify", str(base), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == []
+
+
+def test_a_rebuild_from_the_public_checkpoint_is_identical(
+    base: Path, tiny_checkpoint: Path, capsys
+) -> None:
+    assert run(["verify", str(base), "--rebuild", str(tiny_checkpoint), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rebuilt"] == "identical"
+
+
+def test_verify_notices_a_changed_byte(base: Path, tmp_path: Path, capsys) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(base, copy)
+    shard = next(copy.glob("*.safetensors"))
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    assert run(["verify", str(copy), "--json"]) == 1
+    assert shard.name in " ".join(json.loads(capsys.readouterr().out)["problems"])
+
+
+def test_generate_prints_the_completion_alone(base: Path, capsys) -> None:
+    assert run(["generate", str(base), "The ", "--max-new-tokens", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert run(["generate", str(base), "The ", "--max-new-tokens", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert shown == found["completion"] + "\n"
+    assert len(found["tokens"]) <= 4
+
+
+def test_opening_a_stream_that_is_not_there_is_an_error(base: Path, capsys) -> None:
+    assert run(["generate", str(base), "x", "--ortho-alpha", "1"]) == ERROR
+    assert "no stream is attached" in capsys.readouterr().err
+
+
+def test_plans_do_nothing(tiny_checkpoint: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert run(["quantize", str(tiny_checkpoint), "-o", str(out), "--plan", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layers"] == 14
+    assert not out.exists()
