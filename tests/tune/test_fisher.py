@@ -130,10 +130,26 @@ def test_supports_are_the_best_by_contrast(
         assert torch.equal(mask, top_k(scores[name], layer.nnz))
 
 
-def test_a_layer_that_the_data_does_not_reach_is_an_error(model, private, windows) -> None:
-    model.model.layers[1].mlp.register_forward_hook(lambda _, args, output: output * 0)
+@pytest.mark.parametrize("public_too", [False, True])
+def test_layers_that_the_data_does_not_reach_are_all_named(
+    model, private, windows, public_too: bool
+) -> None:
+    def cut(_, args, output):
+        return output * 0 if public_too or output.shape[1] != windows.shape[1] else output
+
+    model.model.layers[1].mlp.register_forward_hook(cut)
     with pytest.raises(NumericsError) as caught:
         contrast_supports(model, private, windows, tune_options(fisher_windows=2))
     for part in ("gate_proj", "up_proj", "down_proj"):
-        assert f"model.layers.1.mlp.{part}" in str(caught.value)
+        expected = f"the private data has no gradient in model.layers.1.mlp.{part}"
+        assert expected in str(caught.value)
     assert "layers.0" not in str(caught.value)
+
+
+def test_a_contrast_that_is_not_finite_is_named(model, private, windows) -> None:
+    def cut(_, args, output):
+        return output * 0 if output.shape[1] == windows.shape[1] else output
+
+    model.model.layers[1].mlp.register_forward_hook(cut)
+    with pytest.raises(NumericsError, match=r"overflows in model\.layers\.1\.mlp\.gate_proj"):
+        contrast_supports(model, private, windows, tune_options(fisher_windows=2))
