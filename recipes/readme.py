@@ -17,7 +17,7 @@ SEEDS = (0, 1, 2)
 WORDS: Mapping[str, Mapping[str, str]] = {
     "README.md": {
         "head": "| {name}: {verdict} | recited at α=1 | recited at α=0 | secret NLL at α=0, "
-        "members / controls | perplexity α=0 / α=1 over its FP model | α=0 is the base bit for bit |",
+        "members / controls | perplexity α=0 / α=1 over its FP model | α=0 identical to the base |",
         "yes": "yes",
         "no": "NO",
         "own": "its own base, which has seen the secrets",
