@@ -12,7 +12,7 @@ from libortho.quantizers.grid import check_weight, covering_scale, round_to_grid
 _LARGEST_FRACTION = 1.15
 _SMALLEST_FRACTION = {4: 0.5, 3: 0.4, 2: 0.25}
 _STEPS = 64
-_CHUNK = 2**22
+_CHUNK = 2**18
 
 
 def mse(
