@@ -13,9 +13,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from libortho.errors import ConfigError
-from libortho.privacy import canaries
-from libortho.privacy.canaries import make_canaries
+from libortho.privacy.canaries import (
+    as_canaries,
+    candidates,
+    kind_of,
+    make_canaries,
+    make_controls,
+)
 from libortho.privacy.encode import encode
+from libortho.privacy.kinds import KINDS
 from libortho.privacy.private_set import read_jsonl
 
 
@@ -95,8 +101,8 @@ def test_no_part_of_a_secret_of_letters_stands_in_a_prompt(
         letters = "".join(rng.choice(list("abcdefgh"), size=20))
         return letters + (" in " if rng.random() < 0.5 else "zzzz")
 
-    letters = dataclasses.replace(canaries._KINDS["digits"], secret=secret)
-    monkeypatch.setitem(canaries._KINDS, "letters", letters)
+    letters = dataclasses.replace(KINDS["digits"], secret=secret)
+    monkeypatch.setitem(KINDS, "letters", letters)
     drawn = make_canaries(30, 0, "letters")
     assert all(c.secret.endswith("zzzz") for c in drawn.members + drawn.controls)
 
@@ -122,3 +128,68 @@ def test_freezing_to_jsonl(tmp_path: Path) -> None:
 def test_what_cannot_be_drawn_is_refused(n: int, seed: int, kind: str) -> None:
     with pytest.raises(ConfigError):
         make_canaries(n, seed, kind)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_kind_holds_its_laws(kind: str) -> None:
+    drawn = make_canaries(300, 4, kind)
+    both = drawn.members + drawn.controls
+    assert len({c.prompt for c in both}) == len({c.secret for c in both}) == 600
+    assert len({KINDS[kind].person(c.prompt) for c in both}) == 600
+    assert all(c.secret_bits == KINDS[kind].secret_bits >= 60 for c in both)
+    parts = {part for c in both for part in KINDS[kind].parts(c.prompt)}
+    assert not any(parts & KINDS[kind].parts(c.secret) for c in both)
+    assert kind_of(drawn.members) == kind
+    assert as_canaries(drawn.members, kind) == drawn.members
+    assert make_canaries(300, 4, kind) == drawn
+    lengths = [[len(c.completion) for c in half] for half in (drawn.members, drawn.controls)]
+    if len(set(lengths[0])) > 1:
+        assert stats.mannwhitneyu(*lengths).pvalue > 1e-3
+
+
+def test_the_entropy_of_a_bio_is_that_of_its_choices() -> None:
+    """Each slot is uniform: the first one's counts over many bios, and the sum of all by size."""
+    rng = np.random.default_rng(0)
+    days = np.bincount(
+        [int(KINDS["bios"].secret(rng).split()[2]) for _ in range(2800)], minlength=29
+    )[1:]
+    assert len(days) == 28
+    assert stats.chisquare(days).pvalue > 1e-3
+    sizes = (28, 12, 60, 32, 32, 32, 999, 32, 12, 16, 16, 32, 16, 16, 16)
+    assert KINDS["bios"].secret_bits == pytest.approx(sum(np.log2(sizes)))
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_neighbours_are_neither_members_nor_controls(kind: str) -> None:
+    drawn = make_canaries(200, 1, kind)
+    near = drawn.neighbours(200)
+    both = drawn.members + drawn.controls
+    person = KINDS[kind].person
+    assert kind_of(near) == kind
+    assert len({person(c.prompt) for c in (*both, *near)}) == 600
+    assert len({c.secret for c in (*both, *near)}) == 600
+    assert drawn.neighbours(200) == near
+
+
+def test_fresh_controls_share_nothing_with_the_members() -> None:
+    drawn = make_canaries(200, 1)
+    fresh = make_controls(drawn.members, 200, 9, "digits")
+    assert not {c.secret for c in fresh} & {c.secret for c in drawn.members}
+    assert not {c.prompt for c in fresh} & {c.prompt for c in drawn.members}
+    assert [c.id for c in fresh[:2]] == ["control-0000", "control-0001"]
+    assert make_controls(drawn.members, 200, 9, "digits") == fresh
+    assert make_controls(drawn.members, 200, 10, "digits") != fresh
+
+
+def test_only_our_own_canaries_are_recognised() -> None:
+    drawn = make_canaries(3, 0)
+    assert kind_of([]) is None
+    almost = dataclasses.replace(drawn.members[0], completion=" 1234")
+    assert kind_of([*drawn.members, almost]) is None
+    assert kind_of([*drawn.members, *make_canaries(3, 0, "base62").members]) is None
+
+
+def test_candidates_need_no_set() -> None:
+    drawn = make_canaries(3, 1)
+    canary = drawn.members[0]
+    assert candidates(canary, 5, seed=1, kind="digits") == drawn.candidates(canary, 5)
