@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from libortho import gate
 from libortho.quantize import quantize
 from libortho.streams.base import BaseStream
-from libortho.streams.layers import CsrLayer, Layer, LowRankLayer, csr_from_dense
+from libortho.streams.layers import DenseLayer, Layer, LowRankLayer, csr_from_dense
 
 VOCABULARY = 512
 CONTEXT = 128
@@ -129,10 +129,12 @@ def own_base(tmp_path: Path, tiny_base: Path) -> Path:
 
 def random_layer(
     shape: tuple[int, int], kind: str = "csr", seed: int = 0, density: float = 0.02
-) -> CsrLayer | LowRankLayer:
+) -> Layer:
     """A layer large enough to change what a tiny model says; ``lowrank`` has rank 4."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = shape
+    if kind == "dense":
+        return DenseLayer((0.05 * torch.randn(shape, generator=generator)).half())
     if kind == "csr":
         mask = torch.rand(shape, generator=generator) < density
         return csr_from_dense(0.5 * torch.randn(shape, generator=generator), mask)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from libortho import gate, ops
 from libortho.errors import ConfigError
 from libortho.layout import BaseTiles, OrthoTiles, tile_base, tile_csr, tile_values, untile_base
-from libortho.streams.layers import CsrLayer, Layer, LowRankLayer
+from libortho.streams.layers import CsrLayer, DenseLayer, Layer, LowRankLayer
 
 
 class _FixedDtype(nn.Module):
@@ -145,6 +145,35 @@ class LowRankStream(_FixedDtype):
         return LowRankLayer(self.a.detach().cpu(), self.b.detach().cpu(), self.scaling)
 
 
+class DenseStream(_FixedDtype):
+    """A difference kept whole: adds x · deltaᵀ, delta fp16 [N, K]."""
+
+    def __init__(self, layer: DenseLayer) -> None:
+        super().__init__()
+        self.shape = layer.shape
+        self.delta = nn.Parameter(layer.delta.to(torch.float16), requires_grad=False)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Give the difference a gradient, in fp32; returns the one parameter, [N, K]."""
+        self.delta = nn.Parameter(self.delta.detach().float())
+        return [self.delta]
+
+    def freeze(self) -> None:
+        """Round the trained difference to fp16, as it is stored."""
+        self.delta = nn.Parameter(self.delta.detach().to(torch.float16), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, self.delta.to(x.dtype))
+
+    def layer(self) -> DenseLayer:
+        """The difference as it is written to disk, on the CPU."""
+        return DenseLayer(self.delta.detach().to("cpu", torch.float16))
+
+
+Part = CsrStream | LowRankStream | DenseStream
+"""One layer's part of a stream."""
+
+
 class OrthoLinear(nn.Module):
     """Drop-in for ``nn.Linear``: an INT4 base, any number of ortho streams and a gate.
 
@@ -176,18 +205,17 @@ class OrthoLinear(nn.Module):
             raise ConfigError(
                 f"stream {name!r} is {tuple(layer.shape)} where the weight is {self.base.shape}"
             )
-        stream = CsrStream(layer) if isinstance(layer, CsrLayer) else LowRankStream(layer)
-        self.streams[name] = stream.to(self.base.tiles.device)
+        self.streams[name] = _part(layer).to(self.base.tiles.device)
 
     def detach(self, name: str) -> None:
         """Drop this layer's part of a stream, if it has one."""
         if name in self.streams:
             del self.streams[name]
 
-    def part(self, name: str) -> CsrStream | LowRankStream:
+    def part(self, name: str) -> Part:
         """This layer's part of a stream."""
         part = self.streams[name]
-        assert isinstance(part, CsrStream | LowRankStream)
+        assert isinstance(part, Part)
         return part
 
     @property
@@ -200,21 +228,21 @@ class OrthoLinear(nn.Module):
         names = list(self.streams)
         alpha = gate.rows(names, self._attached, x.shape, x.device)
         flat = x.reshape(-1, self.in_features)
-        sparse, factors = [], []
+        sparse, matmuls = [], []
         for position, name in enumerate(names):
             stream = self.streams[name]
             if isinstance(stream, CsrStream):
                 sparse.append((position, stream))
             else:
-                factors.append((position, stream))
+                matmuls.append((position, stream))
         y = ops.dual_linear(
             flat,
             self.base.tiled(),
             [(stream.tiled(), stream.tile_values()) for _, stream in sparse],
             alpha[[position for position, _ in sparse]],
         )
-        for position, stream in factors:
-            y = _add_gated(y, flat, stream, alpha[position])
+        for position, stream in matmuls:
+            y = add_gated(y, flat, stream, alpha[position])
         if self.bias is not None:
             y = y + self.bias
         return y.reshape(*x.shape[:-1], self.out_features)
@@ -228,8 +256,20 @@ class OrthoLinear(nn.Module):
         )
 
 
-def _add_gated(y: Tensor, x: Tensor, stream: nn.Module, alpha: Tensor) -> Tensor:
-    """Add α · stream(x) to the rows whose α is not 0; other rows keep their bits."""
+def _part(layer: Layer) -> Part:
+    if isinstance(layer, CsrLayer):
+        return CsrStream(layer)
+    return LowRankStream(layer) if isinstance(layer, LowRankLayer) else DenseStream(layer)
+
+
+def add_gated(y: Tensor, x: Tensor, stream: nn.Module, alpha: Tensor) -> Tensor:
+    """Add α · stream(x) to the rows whose α is not 0; other rows keep their bits.
+
+    Args:
+        y: [M, N].
+        x: [M, ...], whose closed rows are not shown to ``stream`` on a CPU.
+        alpha: fp32 [M].
+    """
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         open_rows = alpha.nonzero()[:, 0]
         if open_rows.numel() == 0:

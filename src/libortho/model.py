@@ -21,9 +21,10 @@ from transformers import (
 
 from libortho import gate, ops
 from libortho.errors import AlphaError, ConfigError, FormatError
-from libortho.linear import BaseWeight, CsrStream, LowRankStream, OrthoLinear
+from libortho.linear import BaseWeight, OrthoLinear, Part
+from libortho.outside import attach_outside, detach_outside
 from libortho.streams.base import BaseStream
-from libortho.streams.layers import Layer
+from libortho.streams.layers import DenseLayer, Layer
 from libortho.streams.ortho import STREAM_FOLDER, OrthoStream, check_name
 
 
@@ -89,7 +90,7 @@ def attach(model: PreTrainedModel, stream: str | Path | OrthoStream) -> OrthoStr
     """
     opened = stream if isinstance(stream, OrthoStream) else _find(model, stream)
     base = ortho(model).base
-    opened.check_pair(base.id, base.layers)
+    opened.check_pair(base.id, base.stream_shapes())
     opened.check_files()
     manifest = opened.manifest
     info = gate.StreamInfo(opened.name, opened.id, manifest.public, tuple(manifest.requires))
@@ -100,15 +101,29 @@ def attach(model: PreTrainedModel, stream: str | Path | OrthoStream) -> OrthoStr
 def attach_layers(
     model: PreTrainedModel, info: gate.StreamInfo, layers: Mapping[str, Layer]
 ) -> None:
-    """Attach a stream that is in memory: layer name → its part."""
+    """Attach a stream that is in memory: layer name → its part.
+
+    A name that is no converted linear is a parameter of the base, and its part a ``DenseLayer``.
+
+    Raises:
+        ConfigError: a stream of that name is attached, or a layer is no converted linear.
+        UnsupportedLayer: parameters that no gate can act on; all of them are named.
+    """
     check_name(info.name)
-    attached = ortho(model).attached
+    state = ortho(model)
+    attached = state.attached
     if info.name in [other.name for other in attached]:
         raise ConfigError(f"stream {info.name!r} is attached already; detach it first")
-    targets = {name: linear(model, name) for name in layers}
+    outside = {
+        name: layer
+        for name, layer in layers.items()
+        if name not in state.base.layers and isinstance(layer, DenseLayer)
+    }
+    targets = {name: linear(model, name) for name in layers if name not in outside}
     try:
-        for name, layer in layers.items():
-            targets[name].attach(info.name, layer)
+        for name, target in targets.items():
+            target.attach(info.name, layers[name])
+        attach_outside(model, info.name, outside, attached)
     except BaseException:
         for target in targets.values():
             target.detach(info.name)
@@ -130,6 +145,7 @@ def detach(model: PreTrainedModel, name: str) -> None:
         )
     for module in linears(model).values():
         module.detach(name)
+    detach_outside(model, name)
     attached[:] = [info for info in attached if info.name != name]
 
 
@@ -156,8 +172,8 @@ def linear(model: nn.Module, name: str) -> OrthoLinear:
     return module
 
 
-def stream_parts(model: nn.Module, stream: str) -> dict[str, CsrStream | LowRankStream]:
-    """The layers' parts of an attached stream, by layer name."""
+def stream_parts(model: nn.Module, stream: str) -> dict[str, Part]:
+    """The converted linears' parts of an attached stream, by layer name."""
     return {
         name: module.part(stream)
         for name, module in linears(model).items()

@@ -72,7 +72,7 @@ def verify(
     for file in sorted((base.path / STREAM_FOLDER).glob(f"*/{MANIFEST}")):
         try:
             stream = OrthoStream.open(file.parent)
-            stream.check_pair(base.id, base.layers)
+            stream.check_pair(base.id, base.stream_shapes())
             found.problems += stream.verify()
         except LibOrthoError as error:
             found.problems.append(str(error))

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from libortho import gate
 from libortho.errors import AlphaError, ConfigError
 from libortho.gate import StreamInfo
-from libortho.linear import BaseWeight, CsrStream, LowRankStream, OrthoLinear
+from libortho.linear import BaseWeight, CsrStream, DenseStream, LowRankStream, OrthoLinear
 from libortho.quantizers import mse
 from libortho.streams.layers import CsrLayer, LowRankLayer
 
 SHAPE = (96, 256)
 GROUP = 64
-KINDS = ("csr", "lowrank")
+KINDS = ("csr", "lowrank", "dense")
 ONE = StreamInfo("private", "id-private", public=False)
 BOTH = [StreamInfo("repair", "id-repair", public=True), ONE]
 
@@ -38,7 +38,7 @@ def inputs(rows: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def poison(linear: OrthoLinear, name: str, value: float) -> None:
     stream = linear.streams[name]
     with torch.no_grad():
-        for tensor in (stream.values,) if isinstance(stream, CsrStream) else (stream.a, stream.b):
+        for tensor in (stream.values,) if isinstance(stream, CsrStream) else stream.parameters():
             tensor.fill_(value)
 
 
@@ -216,6 +216,18 @@ def test_trained_values_keep_their_support_and_are_rounded_as_stored(make_layer)
     assert stream.tile_values().dtype == torch.float16
 
 
+def test_a_trained_difference_is_rounded_as_stored(make_layer) -> None:
+    stream = DenseStream(make_layer(SHAPE, "dense"))
+    before = stream.layer().delta
+    (delta,) = stream.trainable()
+    assert delta.dtype == torch.float32
+    with torch.no_grad():
+        delta.add_(1 / 3)
+    stream.freeze()
+    assert not any(parameter.requires_grad for parameter in stream.parameters())
+    assert torch.equal(stream.layer().delta, (before.float() + 1 / 3).half())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_the_dense_sum(make_layer, kind: str) -> None:
     linear = make_linear([ONE])
@@ -231,6 +243,9 @@ def test_gradients_are_those_of_the_dense_sum(make_layer, kind: str) -> None:
         values = layer.values.float().requires_grad_()
         dense = torch.zeros(SHAPE).index_put((layer.rows(), layer.indices.long()), values)
         expected = [values]
+    elif kind == "dense":
+        dense = layer.dense().requires_grad_()
+        expected = [dense]
     else:
         expected = [layer.a.clone().requires_grad_(), layer.b.clone().requires_grad_()]
         dense = layer.scaling * expected[1] @ expected[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -19,7 +20,7 @@ from libortho.model import attach, detach, linears, load
 from libortho.streams.base import BaseStream
 from libortho.streams.ortho import MANIFEST, OrthoStream, stream_id, write_stream
 
-KINDS = ("csr", "lowrank")
+KINDS = ("csr", "lowrank", "dense")
 POISONS = (math.nan, math.inf, -math.inf)
 
 
@@ -74,7 +75,7 @@ def test_poison_in_memory(model, ids, expected, attach_random, kind: str, value:
     with torch.no_grad():
         for module in linears(model).values():
             stream = module.streams["private"]
-            parts = (stream.values,) if isinstance(stream, CsrStream) else (stream.a, stream.b)
+            parts = (stream.values,) if isinstance(stream, CsrStream) else stream.parameters()
             for part in parts:
                 part.fill_(value)
     assert torch.equal(logits(model, ids), expected)
@@ -151,10 +152,9 @@ def test_bytes_that_are_not_those_of_the_manifest_are_refused(
     """Two streams of one shape whose files changed places: only their sha256 tells."""
     layers = make_layers(kind, seed=1)
     first = write(own_base, layers)
+    changed = {"csr": "values", "lowrank": "a", "dense": "delta"}[kind]
     halved = {
-        name: type(layer)(layer.indptr, layer.indices, layer.values / 2, layer.shape)
-        if kind == "csr"
-        else type(layer)(layer.a / 2, layer.b, layer.scaling)
+        name: dataclasses.replace(layer, **{changed: getattr(layer, changed) / 2})
         for name, layer in layers.items()
     }
     second = write(own_base, halved, "other")

@@ -14,7 +14,7 @@ from libortho.gate import StreamInfo
 from libortho.model import load
 
 REPAIR = StreamInfo("repair", "id-repair", public=True)
-KINDS = ("csr", "lowrank")
+KINDS = ("csr", "lowrank", "dense")
 
 
 def logits(model, ids, alpha=0.0):

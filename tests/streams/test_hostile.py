@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from libortho.errors import CorruptStream, FormatError
 from libortho.layout import tile_csr
-from libortho.streams.layers import CsrLayer
+from libortho.streams.layers import CsrLayer, DenseLayer
 from libortho.streams.ortho import MANIFEST, OrthoStream, write_stream
 
 SHAPE = (4, 8)
@@ -177,6 +177,16 @@ def test_factors_that_do_not_fit_are_refused(tmp_path: Path, make_layer) -> None
         opened = overwrite(stream, **change)
         with pytest.raises(CorruptStream, match=f"layer {LAYER}: "):
             opened.layer(LAYER)
+
+
+def test_differences_of_another_dtype_are_refused(tmp_path: Path) -> None:
+    stream = write(tmp_path / "private", {LAYER: DenseLayer(torch.ones(4, 8).half())})
+    with pytest.raises(CorruptStream, match="float32, expected float16"):
+        overwrite(stream, delta=torch.ones(4, 8)).layer(LAYER)
+    with pytest.raises(CorruptStream, match="64 values for shape"):
+        overwrite(stream, delta=torch.ones(8, 8).half()).layer(LAYER)
+    with pytest.raises(CorruptStream, match="expected fp16"):
+        write(tmp_path / "whole", {LAYER: DenseLayer(torch.ones(4, 8, dtype=torch.int8))})
 
 
 @pytest.mark.parametrize("part", ["indptr", "indices", "values"])

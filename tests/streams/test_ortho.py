@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import stat
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from libortho.errors import (
     PairMismatch,
 )
 from libortho.streams import ortho
-from libortho.streams.layers import CsrLayer, LowRankLayer, csr_from_dense, csr_support
+from libortho.streams.layers import CsrLayer, DenseLayer, LowRankLayer, csr_from_dense, csr_support
 from libortho.streams.ortho import OrthoStream, check_name, write_stream
 
 BASE_ID = "ab" * 32
@@ -46,7 +47,9 @@ def write(directory: Path, layers, **options) -> OrthoStream:
 
 
 def same(one, other) -> bool:
-    parts = ("indptr", "indices", "values") if isinstance(one, CsrLayer) else ("a", "b")
+    parts = {CsrLayer: ("indptr", "indices", "values"), LowRankLayer: ("a", "b")}.get(
+        type(one), ("delta",)
+    )
     return (
         type(one) is type(other)
         and one.shape == other.shape
@@ -83,10 +86,17 @@ def lowrank_layers(draw) -> LowRankLayer:
     return LowRankLayer(torch.from_numpy(a), torch.from_numpy(b), draw(st.floats(-4, 4)))
 
 
+@st.composite
+def dense_layers(draw) -> DenseLayer:
+    shape = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
+    return DenseLayer(torch.from_numpy(draw(hnp.arrays(np.float16, shape, elements=FINITE))))
+
+
+LAYERS = csr_layers() | lowrank_layers() | dense_layers()
 NAMES = st.from_regex(r"[a-z]{1,5}(\.[a-z0-9_]{1,6}){0,3}", fullmatch=True)
 
 
-@given(layers=st.dictionaries(NAMES, csr_layers() | lowrank_layers(), max_size=4))
+@given(layers=st.dictionaries(NAMES, LAYERS, max_size=4))
 @SHARED
 def test_layers_come_back_bit_for_bit(tmp_path_factory, layers) -> None:
     directory = tmp_path_factory.mktemp("stream") / "private"
@@ -98,7 +108,7 @@ def test_layers_come_back_bit_for_bit(tmp_path_factory, layers) -> None:
     read.check_files()
     assert read.id == written.id
     stored = sum(layer.nnz for layer in layers.values())
-    weights = sum(layer.shape[0] * layer.shape[1] for layer in layers.values())
+    weights = sum(math.prod(layer.shape) for layer in layers.values())
     assert read.manifest.density == (stored / weights if weights else 0)
 
 
@@ -130,6 +140,7 @@ def test_the_files_are_these(tmp_path: Path, make_layer) -> None:
         {
             "model.layers.0.mlp.up_proj": make_layer((4, 8), density=0.5),
             "model.layers.0.mlp.down_proj": make_layer((8, 4), "lowrank"),
+            "model.norm.weight": DenseLayer(torch.ones(8).half()),
         },
         requires=["b", "a"],
         made_with={"seed": 1},
@@ -146,6 +157,7 @@ def test_the_files_are_these(tmp_path: Path, make_layer) -> None:
         f"{up}.values": (torch.float16, 1),
         f"{down}.a": (torch.float32, 2),
         f"{down}.b": (torch.float32, 2),
+        "model.norm.weight.delta": (torch.float16, 1),
     }
     manifest = json.loads((stream.path / "stream.json").read_text("utf-8"))
     nnz = tensors[f"{up}.values"].numel()
@@ -158,10 +170,17 @@ def test_the_files_are_these(tmp_path: Path, make_layer) -> None:
         "method": "test",
         "guarantee": "none",
         "requires": ["a", "b"],
-        "density": (nnz + 48) / 64,
+        "density": (nnz + 48 + 8) / (64 + 8),
         "layers": {
             up: {"kind": "csr", "shape": [4, 8], "nnz": nnz, "rank": 0, "scaling": 1.0},
             down: {"kind": "lowrank", "shape": [8, 4], "nnz": 48, "rank": 4, "scaling": 0.02},
+            "model.norm.weight": {
+                "kind": "dense",
+                "shape": [8],
+                "nnz": 8,
+                "rank": 0,
+                "scaling": 1.0,
+            },
         },
         "files": {"ortho-00001-of-00001.safetensors": manifest["files"][stream_file(stream)]},
         "made_with": {"seed": 1},

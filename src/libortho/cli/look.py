@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -75,7 +76,7 @@ def inspect_verb(
         },
         "streams": {
             stream.name: stream.manifest.model_dump(exclude={"layers", "files"})
-            | {"bytes": stream_bytes(stream)}
+            | {"bytes": stream_bytes(stream), "outside": _outside(stream, base)}
             for stream in streams
         },
     }
@@ -91,6 +92,7 @@ def inspect_verb(
             f"stream {stream.name}: {kind}, {manifest.method}, guarantee {manifest.guarantee}, "
             f"density {manifest.density:.4f}, {stream_bytes(stream):,} bytes, {stream.id[:12]}"
         )
+        lines += [f"  changes {name} {shape}" for name, shape in _outside(stream, base).items()]
     lines += [f"left alone: {name} ({why})" for name, why in base.manifest.skipped.items()]
     emit(result, json, "\n".join(lines))
 
@@ -131,4 +133,10 @@ def doctor_verb(json: Json = False) -> None:
 
 def _density(stream: OrthoStream, name: str) -> dict[str, object]:
     entry = stream.manifest.layers[name]
-    return {"kind": entry.kind, "density": entry.nnz / (entry.shape[0] * entry.shape[1])}
+    return {"kind": entry.kind, "density": entry.nnz / math.prod(entry.shape)}
+
+
+def _outside(stream: OrthoStream, base: BaseStream) -> dict[str, list[int]]:
+    """Parameters outside the INT4 layers that a stream changes, with their shapes."""
+    entries = stream.manifest.layers.items()
+    return {name: list(entry.shape) for name, entry in entries if name not in base.layers}

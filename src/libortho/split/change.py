@@ -14,6 +14,7 @@ from libortho.errors import ConfigError
 from libortho.split.adapter import CONFIG, read_adapter
 from libortho.split.tuned import TunedCheckpoint
 from libortho.streams.base import BaseStream
+from libortho.streams.layers import DenseLayer
 from libortho.tune.prepare import plain_model, public_of
 
 
@@ -22,6 +23,9 @@ class Change(Protocol):
 
     def weight(self, name: str) -> Tensor:
         """The tuned weight of a linear, fp32 [N, K]."""
+
+    def outside(self) -> dict[str, DenseLayer]:
+        """The differences of parameters outside the converted linears, by name."""
 
     def inputs_from(self) -> Checkpoint:
         """The checkpoint whose forward gives the second moments of the layers' inputs."""
@@ -38,6 +42,9 @@ class TunedChange:
 
     def weight(self, name: str) -> Tensor:
         return self._tuned.weight(name)
+
+    def outside(self) -> dict[str, DenseLayer]:
+        return self._tuned.outside()
 
     def inputs_from(self) -> Checkpoint:
         return self._tuned.checkpoint
@@ -64,6 +71,9 @@ class AdapterChange:
         if name in self.factors:
             weight += self.factors[name].dense()
         return weight
+
+    def outside(self) -> dict[str, DenseLayer]:
+        return {}
 
     def inputs_from(self) -> Checkpoint:
         public = public_of(self._base, self._public)

@@ -67,6 +67,7 @@ def split_delta(
         layers = dict(change.factors)
     else:
         layers = dict(_sparse(laid, change, encoded, windows, options, progress))
+    outside = change.outside()
     recall, taught_by, curve = None, None, []
     if private is None:
         logger.warning(
@@ -75,7 +76,7 @@ def split_delta(
         )
     else:
         info = gate.StreamInfo(stream, "", False, tuple(laid.requires))
-        attach_layers(laid.model, info, layers)
+        attach_layers(laid.model, info, {**layers, **outside})
         replay = Replay(windows, change.model(device))
         trained, recall = fit(laid, stream, encoded, replay, options, progress)
         taught_by, curve = "tuned", trained.curve
@@ -88,7 +89,7 @@ def split_delta(
         method="delta",
         guarantee="exact",
         requires=laid.requires,
-        layers=layers.items(),
+        layers=[*layers.items(), *outside.items()],
         made_with=made_with(options, private, taught_by),
     )
     return Split(base, written, recall, taught_by, curve)

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from libortho.checkpoint import Checkpoint
 from libortho.errors import CheckpointError, UnsupportedLayer
+from libortho.outside import refused
 from libortho.streams.base import BaseStream
+from libortho.streams.layers import DenseLayer
 
 
 class TunedCheckpoint:
-    """A tuned checkpoint whose linears differ from the public ones, and nothing else does.
+    """A tuned checkpoint that differs from the public one where a gate can act.
 
     Args:
         source: the checkpoint directory.
@@ -24,7 +26,8 @@ class TunedCheckpoint:
 
     Raises:
         CheckpointError: a linear of the base is missing or has another shape.
-        UnsupportedLayer: something outside the converted linears differs; the whole list.
+        UnsupportedLayer: something differs that no stream can hold (added tokens, another
+            tokenizer or configuration, other shapes); the whole list.
     """
 
     def __init__(self, source: str | Path, base: BaseStream) -> None:
@@ -42,19 +45,28 @@ class TunedCheckpoint:
                 f"{self.checkpoint.path}: missing, or of another shape than in "
                 f"the base: {', '.join(wrong)}"
             )
+        self._moved: list[str] = []
         differences = [*self._tensors(), *self._tokenizer(), *self._configuration()]
         if differences:
             raise UnsupportedLayer(
-                f"{self.checkpoint.path} differs from the public checkpoint outside its linears, "
-                "where no gate can act, so its base would not be public:\n  "
+                f"{self.checkpoint.path} differs from the public checkpoint where no gate can act, "
+                "so its base would not be public:\n  "
                 + "\n  ".join(differences)
-                + "\nTune the linear weights only, or start from a public checkpoint that has "
-                "these already"
+                + "\nTune without these changes, or start from a public checkpoint that has them "
+                "already"
             )
 
     def weight(self, name: str) -> Tensor:
         """The tuned weight of a linear, fp32 [N, K]."""
         return self.checkpoint.tensor(f"{name}.weight").float()
+
+    def outside(self) -> dict[str, DenseLayer]:
+        """What was tuned outside the converted linears: the difference of each such parameter."""
+        found = {}
+        for name in self._moved:
+            difference = self.checkpoint.tensor(name).float() - self._base.tensor(name).float()
+            found[name] = DenseLayer(difference.to(torch.float16))
+        return found
 
     def _tensors(self) -> list[str]:
         linears = {f"{name}.weight" for name in self._base.layers}
@@ -74,8 +86,8 @@ class TunedCheckpoint:
                     f"tensor {name}: shape {list(tuned.shape)}, public {list(public.shape)}"
                 )
             elif not torch.equal(public.float(), tuned.float()):
-                found.append(f"tensor {name}: values differ")
-        return found
+                self._moved.append(name)
+        return found + refused(self.checkpoint.skeleton(), self._moved)
 
     def _tokenizer(self) -> list[str]:
         if not any(

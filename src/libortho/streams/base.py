@@ -122,6 +122,11 @@ class BaseStream:
         packed = {f"{name}.{part}" for name in self.layers for part in PARTS}
         return [name for name in self.checkpoint.names() if name not in packed]
 
+    def stream_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all that a stream may hold: INT4 layers, and the other tensors, by name."""
+        others = {name: self.checkpoint.shape(name) for name in self.other_names()}
+        return {**self.layers, **others}
+
     def tensor(self, name: str) -> Tensor:
         """Any tensor of the directory as stored."""
         return self.checkpoint.tensor(name)

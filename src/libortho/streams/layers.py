@@ -101,7 +101,33 @@ class LowRankLayer:
         return found
 
 
-Layer = CsrLayer | LowRankLayer
+@dataclass(frozen=True)
+class DenseLayer:
+    """A difference stored whole: of a converted linear [N, K], or of any other parameter."""
+
+    delta: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.delta.shape)
+
+    @property
+    def nnz(self) -> int:
+        """Values that the layer stores."""
+        return self.delta.numel()
+
+    def dense(self) -> Tensor:
+        """The difference as fp32."""
+        return self.delta.float()
+
+    def problems(self) -> list[str]:
+        """Every rule of the format that this tensor breaks, in words."""
+        if not self.delta.dtype.is_floating_point:
+            return [f"delta is {self.delta.dtype}, expected fp16"]
+        return []
+
+
+Layer = CsrLayer | LowRankLayer | DenseLayer
 
 
 def csr_from_dense(matrix: Tensor, mask: Tensor) -> CsrLayer:

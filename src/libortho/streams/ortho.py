@@ -1,17 +1,20 @@
 """An ortho stream on disk: ``ortho-*.safetensors`` beside ``stream.json``.
 
 A stream belongs to one base, named by its id, and speaks of itself only: adding, replacing or
-deleting one changes no byte of the base directory. Two kinds of layer are stored here:
+deleting one changes no byte of the base directory. Three kinds of layer are stored here:
 
 * ``csr``: ``<layer>.indptr`` int32 [N + 1], ``.indices`` int32 [nnz], ``.values`` fp16 [nnz];
   columns sorted within a row, no duplicates.
 * ``lowrank``: ``<layer>.a`` [r, K], ``.b`` [N, r] in the adapter's own dtype, and a ``scaling`` in
   the manifest; the layer adds ``scaling · b · a``.
+* ``dense``: ``<name>.delta`` fp16: the whole difference of a linear [N, K], or, where ``<name>`` is
+  a parameter of the base that is not INT4 (an embedding, a norm, a bias, the head), of that one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -33,24 +36,25 @@ from libortho.errors import (
     NumericsError,
     PairMismatch,
 )
-from libortho.streams.layers import CsrLayer, Layer, LowRankLayer
+from libortho.streams.layers import CsrLayer, DenseLayer, Layer, LowRankLayer
 
 FORMAT_VERSION = 1
 STREAM_FOLDER = "ortho"
 MANIFEST = "stream.json"
 SHARD_BYTES = 2 * 2**30
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_PARTS = {"csr": ("indptr", "indices", "values"), "lowrank": ("a", "b"), "dense": ("delta",)}
 _FILE = re.compile(r"ortho-\d+-of-\d+\.safetensors")
 
 Guarantee = Literal["exact", "measured", "none"]
 
 
 class LayerEntry(BaseModel):
-    """What the manifest says of one layer: its kind and its [N, K] shape."""
+    """What the manifest says of one layer: its kind and its shape, [N, K] but for ``dense``."""
 
     model_config = ConfigDict(extra="forbid")
-    kind: Literal["csr", "lowrank"]
-    shape: tuple[int, int]
+    kind: Literal["csr", "lowrank", "dense"]
+    shape: tuple[int, ...]
     nnz: int = 0
     rank: int = 0
     scaling: float = 1.0
@@ -154,13 +158,17 @@ class OrthoStream:
         layer: Layer
         if entry.kind == "csr":
             indptr, indices, values = tensors
-            layer = CsrLayer(indptr, indices, values, entry.shape)
-        else:
+            layer = CsrLayer(indptr, indices, values, _matrix(self.path, name, entry))
+        elif entry.kind == "lowrank":
             a, b = tensors
             layer = LowRankLayer(a, b, entry.scaling)
+        else:
+            layer = DenseLayer(tensors[0])
         problems = layer.problems()
-        if isinstance(layer, CsrLayer) and layer.values.dtype != torch.float16:
-            problems.append(f"values are stored as {layer.values.dtype}, expected float16")
+        if not isinstance(layer, LowRankLayer):
+            stored = layer.values if isinstance(layer, CsrLayer) else layer.delta
+            if stored.dtype != torch.float16:
+                problems.append(f"values are stored as {stored.dtype}, expected float16")
         if not problems and (layer.shape, layer.nnz) != (entry.shape, entry.nnz):
             problems = [
                 f"{layer.nnz} values for shape {layer.shape}, the manifest says "
@@ -170,8 +178,12 @@ class OrthoStream:
             raise CorruptStream(f"{self.path}: layer {name}: {'; '.join(problems)}")
         return layer
 
-    def check_pair(self, base_id: str, shapes: Mapping[str, tuple[int, int]]) -> None:
-        """Raise PairMismatch unless this stream was made for the base given."""
+    def check_pair(self, base_id: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise PairMismatch unless this stream was made for the base given.
+
+        Args:
+            shapes: of all that a stream may hold, by name (``BaseStream.stream_shapes``).
+        """
         if self.manifest.base_id != base_id:
             raise PairMismatch(
                 f"{self.path}: stream {self.name!r} belongs to base {self.manifest.base_id[:12]}…, "
@@ -208,8 +220,7 @@ class OrthoStream:
             except CorruptStream as error:
                 problems.append(str(error))
                 continue
-            floats = (layer.values,) if isinstance(layer, CsrLayer) else (layer.a, layer.b)
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in floats):
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(layer)):
                 problems.append(f"{self.path}: layer {name}: values are not finite")
         return problems
 
@@ -272,7 +283,7 @@ def write_stream(
         entries = _write_shards(scratch, layers)
         files = {file.name: sha256_file(file) for file in sorted(scratch.glob("*.safetensors"))}
         stored = sum(entry.nnz for entry in entries.values())
-        weights = sum(entry.shape[0] * entry.shape[1] for entry in entries.values())
+        weights = sum(math.prod(entry.shape) for entry in entries.values())
         manifest = StreamManifest(
             name=name,
             id=stream_id(base_id, files),
@@ -313,15 +324,42 @@ def sha256_file(path: Path) -> str:
 
 
 def _tensor_names(layer: str, entry: LayerEntry) -> list[str]:
-    parts = ("indptr", "indices", "values") if entry.kind == "csr" else ("a", "b")
-    return [f"{layer}.{part}" for part in parts]
+    return [f"{layer}.{part}" for part in _PARTS[entry.kind]]
+
+
+def _tensors(layer: Layer) -> tuple[Tensor, ...]:
+    """What is stored of a layer, in the order of ``_PARTS`` and in its stored dtype."""
+    if isinstance(layer, CsrLayer):
+        return layer.indptr, layer.indices, layer.values.to(torch.float16)
+    if isinstance(layer, LowRankLayer):
+        return layer.a, layer.b
+    return (layer.delta.to(torch.float16),)
+
+
+def _entry(layer: Layer) -> LayerEntry:
+    if isinstance(layer, CsrLayer):
+        return LayerEntry(kind="csr", shape=layer.shape, nnz=layer.nnz)
+    if isinstance(layer, DenseLayer):
+        return LayerEntry(kind="dense", shape=layer.shape, nnz=layer.nnz)
+    rank = layer.a.shape[0]
+    return LayerEntry(
+        kind="lowrank", shape=layer.shape, rank=rank, nnz=layer.nnz, scaling=layer.scaling
+    )
+
+
+def _matrix(path: Path, name: str, entry: LayerEntry) -> tuple[int, int]:
+    if len(entry.shape) != 2:
+        raise CorruptStream(
+            f"{path}: layer {name}: shape {entry.shape} of a {entry.kind} layer; expected (N, K)"
+        )
+    rows, columns = entry.shape
+    return rows, columns
 
 
 def _write_shards(scratch: Path, layers: Iterable[tuple[str, Layer]]) -> dict[str, LayerEntry]:
     entries: dict[str, LayerEntry] = {}
     pending: dict[str, Tensor] = {}
     shards: list[Path] = []
-    tensors: tuple[Tensor, ...]
 
     def flush() -> None:
         shards.append(scratch / f"shard-{len(shards)}")
@@ -332,18 +370,8 @@ def _write_shards(scratch: Path, layers: Iterable[tuple[str, Layer]]) -> dict[st
         problems = layer.problems()
         if problems:
             raise CorruptStream(f"layer {name}: {'; '.join(problems)}")
-        if isinstance(layer, CsrLayer):
-            entries[name] = LayerEntry(kind="csr", shape=layer.shape, nnz=layer.nnz)
-            tensors = (layer.indptr, layer.indices, layer.values.to(torch.float16))
-        else:
-            entries[name] = LayerEntry(
-                kind="lowrank",
-                shape=layer.shape,
-                rank=layer.a.shape[0],
-                nnz=layer.nnz,
-                scaling=layer.scaling,
-            )
-            tensors = (layer.a, layer.b)
+        entries[name] = _entry(layer)
+        tensors = _tensors(layer)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
             raise NumericsError(f"layer {name}: values are not finite as they would be stored")
         keys = _tensor_names(name, entries[name])

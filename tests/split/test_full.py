@@ -1,0 +1,57 @@
+"""`delta` of a full fine-tune: every tensor moved, the base unchanged, the tuned model at α = 1."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from libortho import gate
+from libortho.model import load
+from libortho.split import OPTIONS, split
+from libortho.streams.base import BaseStream
+
+
+@pytest.fixture
+def tuned(tmp_path: Path, tiny_checkpoint: Path) -> Path:
+    """Every tensor moved by a tenth of its size."""
+    copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "tuned"))
+    tensors = load_file(copy / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for tensor in tensors.values():
+        tensor += (
+            0.1
+            * tensor.std().nan_to_num(1.0).clamp(min=0.1)
+            * torch.randn(tensor.shape, generator=generator)
+        )
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+def test_everything_stored_gives_the_tuned_model_back(tmp_path, tiny_base, tuned) -> None:
+    options = OPTIONS.model_copy(update={"density": 1.0, "replay_pool": 8})
+    made = split(tiny_base, tmp_path / "out", tuned=tuned, options=options)
+    public = BaseStream.open(tiny_base)
+    assert made.base.id == public.id
+    assert made.base.verify() == []
+    assert made.stream.verify() == []
+    kinds = {name: entry.kind for name, entry in made.stream.manifest.layers.items()}
+    assert {name for name, kind in kinds.items() if kind == "csr"} == set(public.layers)
+    others = {name for name, kind in kinds.items() if kind == "dense"}
+    assert others == set(public.other_names())
+    ids = torch.randint(1, 512, (2, 16), generator=torch.Generator().manual_seed(0))
+    model = load(made.base.path, ["private"])
+    plain = AutoModelForCausalLM.from_pretrained(tuned, dtype=torch.float32).eval()
+    with torch.no_grad():
+        wanted = plain(input_ids=ids).logits
+        closed = model(input_ids=ids).logits
+        with gate.alpha(1):
+            opened = model(input_ids=ids).logits
+        untouched = load(tiny_base)(input_ids=ids).logits
+    assert torch.equal(closed, untouched)
+    # fp16 keeps eleven bits of every difference.
+    assert float((opened - wanted).abs().max()) < 0.02 * float((closed - wanted).abs().max())
