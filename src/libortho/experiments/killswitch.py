@@ -21,6 +21,7 @@ from libortho.experiments.verdict import Check, as_json, judge
 from libortho.experiments.ways import DEMO, Made, Plan, make_base, make_ways
 from libortho.progress import Progress, silent
 from libortho.records import Record
+from libortho.repair import RepairOptions
 from libortho.texts import Text, heldout, pydoc_topics
 
 DEMO_NAME, KILLSWITCH, UTILITY = "demo", "killswitch", "utility"
@@ -29,14 +30,16 @@ TOKENS = 20_000
 UTILITY_TOKENS = 60_000
 DEMO_MARGIN = 0.01
 
-# Two hundred secrets want more steps, and more public text against forgetting it.
-_MORE = {"replay_batch": 16, "replay_window": 256, "replay_pool": 1500}
+# Two hundred secrets want more steps, and more public text against forgetting it. A long settling at
+# a falling rate gives back most of the perplexity that learning them cost.
+_MORE = {"steps": 600, "replay_batch": 16, "replay_window": 256, "replay_pool": 1500}
 FULL = replace(
     DEMO,
     members=MEMBERS,
-    tune=DEMO.tune.model_copy(update={"steps": 400, **_MORE}),
-    lora=DEMO.lora.model_copy(update={"steps": 400, **_MORE}),
-    delta=DEMO.delta.model_copy(update={"steps": 400, **_MORE}),
+    tune=DEMO.tune.model_copy(update={"settle": 150, "replay_weight": 30.0, **_MORE}),
+    lora=DEMO.lora.model_copy(update={"settle": 30, **_MORE}),
+    delta=DEMO.delta.model_copy(update={"settle": 150, "lr": 5e-3, "replay_weight": 20.0, **_MORE}),
+    repair=RepairOptions(steps=200, batch=16),
 )
 
 
