@@ -30,8 +30,8 @@ TOKENS = 20_000
 UTILITY_TOKENS = 60_000
 DEMO_MARGIN = 0.01
 
-# Two hundred secrets want more steps, and more public text against forgetting it. A long settling at
-# a falling rate gives back most of the perplexity that learning them cost.
+# Two hundred secrets want more steps, and more public text against forgetting it. A long settling
+# at a falling rate gives back most of the perplexity that learning them cost.
 _MORE = {"steps": 600, "replay_batch": 16, "replay_window": 256, "replay_pool": 1500}
 FULL = replace(
     DEMO,

@@ -79,8 +79,9 @@ def _solve(pull: Tensor, hessian: Tensor, mask: Tensor, width: int) -> Tensor:
     factors, failed = torch.linalg.cholesky_ex(systems)
     if bool(failed.any()):
         raise NumericsError(
-            f"least squares: H is not positive definite on the support of {int((failed > 0).sum())} "
-            "rows; give more calibration text or a larger damping"
+            "least squares: H is not positive definite on the support of "
+            f"{int(failed.count_nonzero())}"
+            " rows; give more calibration text or a larger damping"
         )
     solved = torch.cholesky_solve(right[:, :, None], factors)[:, :, 0]
     return torch.zeros_like(pull).scatter_(1, columns, torch.where(real, solved, 0.0))
