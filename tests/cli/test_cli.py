@@ -79,3 +79,20 @@ def test_plans_do_nothing(tiny_checkpoint: Path, tmp_path: Path, capsys) -> None
     assert run(["quantize", str(tiny_checkpoint), "-o", str(out), "--plan", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["layers"] == 14
     assert not out.exists()
+
+
+def test_split_names_the_flags_of_another_method(tiny_checkpoint, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    command = ["split", str(tiny_checkpoint), "-o", str(out), "--method", "curvature"]
+    assert run([*command, "--lr", "0.1", "--sparse"]) == ERROR
+    assert "has no --lr, --sparse" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_split_by_curvature_speaks_json(tiny_checkpoint, tmp_path, capsys) -> None:
+    flags = ["--tokens", "128", "--rounding", "mse", "--rho", "0.9", "--json"]
+    command = ["split", str(tiny_checkpoint), "-o", str(tmp_path / "out"), "--method", "curvature"]
+    assert run([*command, *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["guarantee"] == "measured"
+    assert found["recall"] is None

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from libortho import gate
+from libortho.checkpoint import Checkpoint
+from libortho.errors import ConfigError
 from libortho.model import load
 from libortho.split import OPTIONS, split
 from libortho.streams.base import BaseStream
@@ -55,3 +57,22 @@ def test_everything_stored_gives_the_tuned_model_back(tmp_path, tiny_base, tuned
     assert torch.equal(closed, untouched)
     # fp16 keeps eleven bits of every difference.
     assert float((opened - wanted).abs().max()) < 0.02 * float((closed - wanted).abs().max())
+
+
+@pytest.mark.parametrize("support", ["impact", "pursuit", "admm"])
+def test_supports_chosen_on_the_difference(tmp_path, tiny_base, tuned, support: str) -> None:
+    options = OPTIONS.model_copy(update={"density": 0.2, "replay_pool": 8, "support": support})
+    made = split(tiny_base, tmp_path / "out", tuned=tuned, options=options)
+    public, checkpoint = BaseStream.open(tiny_base), Checkpoint(tuned)
+    name = "model.layers.0.mlp.gate_proj"
+    target = checkpoint.tensor(f"{name}.weight") - public.weight(name)
+    layer = made.stream.layer(name)
+    assert layer.nnz == round(0.2 * target.numel())
+    assert float((target - layer.dense()).norm()) < 0.9 * float(target.norm())
+
+
+def test_contrast_needs_the_data(tmp_path, tiny_base, tuned) -> None:
+    options = OPTIONS.model_copy(update={"support": "contrast"})
+    with pytest.raises(ConfigError, match="--data"):
+        split(tiny_base, tmp_path / "out", tuned=tuned, options=options)
+    assert not (tmp_path / "out").exists()

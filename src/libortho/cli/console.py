@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from libortho.progress import Progress as Callback
+from libortho.streams.ortho import OrthoStream
 
 PLAIN_SECONDS = 4.0
 
@@ -52,6 +53,19 @@ def emit(result: Mapping[str, Any], as_json: bool, text: str | None = None) -> N
         print(json.dumps(result, ensure_ascii=False))
     elif text is not None:
         stdout.print(text, highlight=False)
+
+
+def about(stream: OrthoStream) -> dict[str, Any]:
+    """What ``--json`` says of a stream that was made."""
+    manifest = stream.manifest
+    return {
+        "stream": str(stream.path),
+        "stream_id": stream.id,
+        "base_id": manifest.base_id,
+        "method": manifest.method,
+        "guarantee": manifest.guarantee,
+        "density": manifest.density,
+    }
 
 
 def figures(info: Mapping[str, object]) -> str:

@@ -32,6 +32,12 @@ Data = Annotated[
     ),
 ]
 
+Density = Annotated[float | None, typer.Option(help="nnz / numel of every converted linear.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="At most this many training steps.")]
+Lr = Annotated[float | None, typer.Option(help="Peak learning rate.")]
+Weight = Annotated[float | None, typer.Option("--replay-weight", help="λ of the replay's KL.")]
+Seed = Annotated[int | None, typer.Option(help="Of every draw.")]
+
 
 def text(files: list[Path] | None) -> Text | None:
     """The user's text, or None for the shipped samples.

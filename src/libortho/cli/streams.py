@@ -1,4 +1,4 @@
-"""``tune``, ``split`` and ``generate``: streams are made, and used."""
+"""``tune`` and ``generate``: a stream is made, and used."""
 
 from __future__ import annotations
 
@@ -10,27 +10,33 @@ import torch
 import typer
 
 from libortho import gate
-from libortho.cli.console import emit, shown
-from libortho.cli.options import Data, Device, Json, Out, Plan, Public, Stream, Texts, text
+from libortho.cli.console import about, emit, shown
+from libortho.cli.options import (
+    Density,
+    Device,
+    Json,
+    Lr,
+    Out,
+    Plan,
+    Public,
+    Seed,
+    Steps,
+    Stream,
+    Texts,
+    Weight,
+    text,
+)
 from libortho.evaluate.inputs import as_dtype
 from libortho.model import load, ortho
 from libortho.privacy.private_set import read_jsonl
-from libortho.split import OPTIONS, Method, split
-from libortho.streams.ortho import MANIFEST, STREAM_FOLDER, OrthoStream
+from libortho.streams.ortho import MANIFEST, STREAM_FOLDER
 from libortho.tune import tune, tune_options
 from libortho.tune.plan import peak
-
-Density = Annotated[float | None, typer.Option(help="nnz / numel of every converted linear.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="At most this many training steps.")]
-Lr = Annotated[float | None, typer.Option(help="Peak learning rate.")]
-Weight = Annotated[float | None, typer.Option("--replay-weight", help="λ of the replay's KL.")]
-Seed = Annotated[int | None, typer.Option(help="Of every draw.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
     app.command("tune")(tune_verb)
-    app.command("split")(split_verb)
     app.command("generate")(generate_verb)
 
 
@@ -68,7 +74,7 @@ def tune_verb(
             device=device,
             progress=progress,
         )
-    result = _stream(made.stream) | {
+    result = about(made.stream) | {
         "recall": made.recall,
         "teacher": made.teacher,
         "steps": made.steps,
@@ -78,52 +84,6 @@ def tune_verb(
         json,
         f"{made.stream.path}: recall {made.recall:.1%} at α=1 after {made.steps} "
         f"steps, density {made.stream.manifest.density:.4f}, teacher {made.teacher}",
-    )
-
-
-def split_verb(
-    source: Annotated[str, typer.Argument(help="A base or public checkpoint (residual: the mix).")],
-    out: Out,
-    method: Annotated[Method, typer.Option(help="Exact (delta) or measured (residual).")] = "delta",
-    tuned: Annotated[str | None, typer.Option(help="Tuned checkpoint, or PEFT adapter.")] = None,
-    data: Data = None,
-    public: Public = None,
-    stream: Stream = "private",
-    sparse: Annotated[
-        bool, typer.Option("--sparse", help="Do not keep an adapter's factors.")
-    ] = False,
-    texts: Texts = None,
-    density: Density = None,
-    steps: Steps = None,
-    lr: Lr = None,
-    replay_weight: Weight = None,
-    seed: Seed = None,
-    device: Device = "cpu",
-    json: Json = False,
-) -> None:
-    """Split private knowledge from a tuned checkpoint or adapter (delta), or one mix (residual)."""
-    given = OPTIONS.model_dump() | _given(density, steps, lr, replay_weight, seed)
-    with shown() as progress:
-        made = split(
-            source,
-            out,
-            method=method,
-            tuned=tuned,
-            data=data,
-            public=public,
-            stream=stream,
-            sparse=sparse,
-            text=text(texts),
-            options=tune_options(**given),
-            device=device,
-            progress=progress,
-        )
-    recall = "not measured (no --data)" if made.recall is None else f"{made.recall:.1%}"
-    emit(
-        _stream(made.stream) | {"recall": made.recall, "teacher": made.teacher},
-        json,
-        f"{made.stream.path}: guarantee {made.stream.manifest.guarantee}, recall at α=1 {recall}, "
-        f"density {made.stream.manifest.density:.4f}",
     )
 
 
@@ -182,15 +142,3 @@ def _given(
         "seed": seed,
     }
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _stream(stream: OrthoStream) -> dict[str, Any]:
-    manifest = stream.manifest
-    return {
-        "stream": str(stream.path),
-        "stream_id": stream.id,
-        "base_id": manifest.base_id,
-        "method": manifest.method,
-        "guarantee": manifest.guarantee,
-        "density": manifest.density,
-    }

@@ -26,7 +26,7 @@ from libortho.quantize import quantize
 from libortho.records import write_atomic
 from libortho.repair import RepairOptions, repair
 from libortho.split import OPTIONS as DELTA_OPTIONS
-from libortho.split import split
+from libortho.split import DeltaOptions, ResidualOptions, split
 from libortho.streams.base import BaseStream
 from libortho.streams.ortho import STREAM_FOLDER
 from libortho.texts import Text
@@ -60,8 +60,8 @@ class Plan:
     members: int
     tune: TuneOptions
     lora: TuneOptions
-    delta: TuneOptions
-    residual: TuneOptions
+    delta: DeltaOptions
+    residual: ResidualOptions
     repair: RepairOptions
 
 
@@ -70,7 +70,7 @@ DEMO = Plan(
     tune=tune_options(),
     lora=LORA_OPTIONS,
     delta=DELTA_OPTIONS,
-    residual=tune_options(),
+    residual=ResidualOptions(),
     repair=RepairOptions(),
 )
 

@@ -7,18 +7,23 @@ output error of a layer whose weights miss T by T − P.
 
 from __future__ import annotations
 
+from libortho.sieve.admm import admm
+from libortho.sieve.kfac import keep_curved
 from libortho.sieve.pursuit import pursue
 from libortho.sieve.refit import damped, output_error, refit
-from libortho.sieve.support import budget, contrast, impact, obs_impact, top_k
+from libortho.sieve.support import budget, contrast, impact, obs_impact, spqr_impact, top_k
 
 __all__ = [
+    "admm",
     "budget",
     "contrast",
     "damped",
     "impact",
+    "keep_curved",
     "obs_impact",
     "output_error",
     "pursue",
     "refit",
+    "spqr_impact",
     "top_k",
 ]

@@ -34,6 +34,17 @@ def obs_impact(target: Tensor, hessian: Tensor) -> Tensor:
     return target.square() / inverse.diagonal()
 
 
+def spqr_impact(target: Tensor, hessian: Tensor) -> Tensor:
+    """T_ij² / L_jj², L Lᵀ = H⁻¹ reversed: SpQR's rule (Dettmers et al., arXiv 2306.03078).
+
+    L_jj² is the conditional variance of input j given those that come after it, which GPTQ has
+    left to make up for an error with; OBS conditions on all others.
+    """
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return target.square() / upper.diagonal().square()
+
+
 def top_k(score: Tensor, count: int) -> Tensor:
     """Boolean mask [N, K] of the ``count`` highest scores of one matrix (ties: lowest index).
 

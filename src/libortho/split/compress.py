@@ -1,13 +1,14 @@
 """Fitting a sparse stream to what the base lacks of a tuned model, one layer at a time.
 
-Target per layer: T = W_tuned − base − Σ public streams. Support: contrast where the private data
-is given, otherwise the entries of highest impact T_ij² H_jj. Values: least squares on H, the
-second moments of the layer's inputs, private prompts among them where they are given.
+Target per layer: T = W_tuned − base − Σ public streams. Support: given (by contrast), or chosen on
+T and H. Values: least squares on H, the second moments of the layer's inputs, private prompts among
+them where they are given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal
 
 from torch import Tensor
 
@@ -15,6 +16,8 @@ from libortho import sieve
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import CsrLayer, csr_from_dense
 from libortho.streams.ortho import OrthoStream
+
+Rule = Literal["impact", "pursuit", "admm"]
 
 
 def targets(
@@ -35,26 +38,46 @@ def targets(
 def compress(
     target: Callable[[str], Tensor],
     hessians: Iterable[tuple[str, Tensor]],
-    density: float,
-    supports: Mapping[str, CsrLayer] | None,
+    supports: Mapping[str, CsrLayer],
 ) -> Iterator[tuple[str, CsrLayer]]:
-    """Fit a sparse stream to T, one layer at a time, as the second moments arrive.
+    """Fit values to T on given supports, one layer at a time, as the second moments arrive.
 
     Args:
         target: T by layer name.
         hessians: (layer name, H [K, K]).
-        density: nnz / numel of each layer, where the support is chosen here.
-        supports: per layer the support to use, values ignored; None chooses by impact.
+        supports: per layer the support to use, values ignored.
+    """
+    for name, second_moment in hessians:
+        mask = support_mask(supports[name])
+        values = sieve.refit(target(name), sieve.damped(second_moment), mask)
+        yield name, csr_from_dense(values, mask)
+
+
+def choose(
+    target: Callable[[str], Tensor],
+    hessians: Iterable[tuple[str, Tensor]],
+    density: float,
+    rule: Rule,
+) -> Iterator[tuple[str, CsrLayer]]:
+    """Choose supports on T and H and fit the values, one layer at a time.
+
+    Args:
+        target: T by layer name.
+        hessians: (layer name, H [K, K]).
+        density: nnz / numel of each layer.
+        rule: ``impact``, ``pursuit`` or ``admm``.
     """
     for name, second_moment in hessians:
         hessian = sieve.damped(second_moment)
         wanted = target(name)
-        if supports is None:
-            score = sieve.impact(wanted, hessian)
-            mask = sieve.top_k(score, round(score.numel() * density))
+        count = round(wanted.numel() * density)
+        if rule == "impact":
+            mask = sieve.top_k(sieve.impact(wanted, hessian), count)
+            values = sieve.refit(wanted, hessian, mask)
         else:
-            mask = support_mask(supports[name])
-        yield name, csr_from_dense(sieve.refit(wanted, hessian, mask), mask)
+            fit = sieve.pursue if rule == "pursuit" else sieve.admm
+            mask, values = fit(wanted, hessian, count)
+        yield name, csr_from_dense(values, mask)
 
 
 def support_mask(layer: CsrLayer) -> Tensor:

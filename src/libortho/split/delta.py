@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from libortho import gate
 from libortho.calibrate import hessians
+from libortho.errors import ConfigError
 from libortho.model import attach_layers
 from libortho.privacy.encode import Encoded, encode
 from libortho.privacy.private_set import read_jsonl
-from libortho.progress import Progress, silent
+from libortho.progress import Progress
 from libortho.split.change import AdapterChange, Change, read_change
-from libortho.split.compress import compress, targets
+from libortho.split.compress import Rule, choose, compress, targets
+from libortho.split.request import Request
 from libortho.split.result import Split
 from libortho.streams.layers import Layer
 from libortho.streams.ortho import STREAM_FOLDER, write_stream
-from libortho.texts import Text
-from libortho.tune import fit, made_with, replay_windows, stored_layers, tune_options
+from libortho.tune import fit, made_with, replay_windows, stored_layers
 from libortho.tune.options import TuneOptions
 from libortho.tune.prepare import (
     Ground,
@@ -36,34 +38,54 @@ from libortho.tune.support import contrast_supports
 
 logger = logging.getLogger(__name__)
 
-OPTIONS = tune_options(steps=250, lr=4e-3)
 _MOMENT_TOKENS = 16384
 
 
-def split_delta(
-    source: str | Path,
-    out: str | Path,
-    *,
-    tuned: str | Path,
-    data: str | Path | None,
-    public: str | Path | None,
-    stream: str,
-    sparse: bool,
-    text: Text | None,
-    options: TuneOptions,
-    device: str | torch.device,
-    progress: Progress = silent,
-) -> Split:
+class DeltaOptions(TuneOptions):
+    """How a stream is fitted to what the base lacks of a tuned model, and then trained.
+
+    Attributes:
+        sparse: turn an adapter into a sparse stream instead of keeping its factors.
+        support: ``contrast`` takes the entries that private data pulls at and public text does
+            not (needs the data); ``impact`` those of highest T²Hⱼⱼ; ``pursuit`` takes them share
+            by share, each by what it adds to the others (matching pursuit); ``admm`` by ALPS.
+            None: contrast where there is data, impact where there is none.
+    """
+
+    steps: int = Field(250, ge=1)
+    lr: float = Field(4e-3, gt=0)
+    sparse: bool = False
+    support: Literal["contrast", "impact", "pursuit", "admm"] | None = None
+
+
+OPTIONS = DeltaOptions()
+
+
+def split_delta(request: Request, options: DeltaOptions) -> Split:
     """Split a tuned checkpoint or adapter from its public base; see :func:`libortho.split`."""
+    source, data, public = request.source, request.data, request.public
+    stream, text, device, progress = (
+        request.stream,
+        request.text,
+        request.device,
+        request.progress,
+    )
+    if request.tuned is None:
+        raise ConfigError("--method delta needs --tuned CHECKPOINT or --tuned ADAPTER")
+    if options.support == "contrast" and data is None:
+        raise ConfigError(
+            "--support contrast looks at the private data's gradients: give it with --data, or "
+            "take --support impact, pursuit or admm"
+        )
     private = read_jsonl(data) if data is not None else None
-    base = base_at(source, out)
-    change = read_change(base, tuned, public if is_base(source) else source)
+    base = base_at(source, request.out)
+    change = read_change(base, request.tuned, public if is_base(source) else source)
     laid = ground(base, device)
     context = laid.model.config.max_position_embeddings
     encoded = encode(laid.tokenizer, private.examples, context) if private else []
     windows = replay_windows(laid.tokenizer, options, text)
     layers: dict[str, Layer]
-    if isinstance(change, AdapterChange) and not sparse:
+    if isinstance(change, AdapterChange) and not options.sparse:
         layers = dict(change.factors)
     else:
         layers = dict(_sparse(laid, change, encoded, windows, options, progress))
@@ -100,11 +122,11 @@ def _sparse(
     change: Change,
     encoded: Sequence[Encoded],
     public: Tensor,
-    options: TuneOptions,
+    options: DeltaOptions,
     progress: Progress,
 ) -> list[tuple[str, Layer]]:
     supports = None
-    if encoded:
+    if encoded and options.support in (None, "contrast"):
         with gate.alpha(laid.alpha):
             supports = contrast_supports(laid.model, encoded, public, options, progress)
     windows = public[: max(1, _MOMENT_TOKENS // public.shape[1])]
@@ -113,4 +135,9 @@ def _sparse(
         windows = torch.cat([windows, repeated(ids, len(windows), windows.shape[1])])
     moments = hessians(change.inputs_from(), windows, list(laid.base.layers), progress=progress)
     target = targets(laid.base, public_streams(laid.base), change.weight)
-    return list(compress(target, moments, options.density, supports))
+    if supports is not None:
+        return list(compress(target, moments, supports))
+    rule: Rule = "impact"
+    if options.support is not None and options.support != "contrast":
+        rule = options.support
+    return list(choose(target, moments, options.density, rule))

@@ -1,4 +1,4 @@
-"""``residual``: base = Q(W), ortho = the top residuals by Optimal Brain Surgeon impact.
+"""``residual``: base = Q(W), ortho = the rounding residuals of highest impact.
 
 The seed of the idea and its honest negative result: rounding does not remove what training put
 in, so the base still recites. Guarantee: measured, and expected to leak.
@@ -7,53 +7,78 @@ in, so the base still recites. Guarantee: measured, and expected to leak.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from typing import Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from libortho import sieve
 from libortho.calibrate import hessians
 from libortho.checkpoint import Checkpoint
-from libortho.progress import Progress, silent
+from libortho.privacy.encode import encode
+from libortho.privacy.private_set import read_jsonl
 from libortho.quantize import quantize
-from libortho.split.result import Split
+from libortho.split.request import Request, RoundingOptions
+from libortho.split.result import Split, measured
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import CsrLayer, csr_from_dense
 from libortho.streams.ortho import STREAM_FOLDER, write_stream
-from libortho.texts import Text
-from libortho.tune import made_with, replay_windows
-from libortho.tune.options import TuneOptions
+from libortho.texts import calibration, draw
+from libortho.tune import made_with
+
+Impact = Literal["obs", "diagonal", "spqr"]
+_SCORES: dict[Impact, Callable[[Tensor, Tensor], Tensor]] = {
+    "obs": sieve.obs_impact,
+    "diagonal": sieve.impact,
+    "spqr": sieve.spqr_impact,
+}
 
 
-def split_residual(
-    source: str | Path,
-    out: str | Path,
-    *,
-    stream: str,
-    text: Text | None,
-    options: TuneOptions,
-    progress: Progress = silent,
-) -> Split:
+class ResidualOptions(RoundingOptions):
+    """Which residuals leave.
+
+    Attributes:
+        density: nnz / numel of every converted linear.
+        impact: ``obs`` (W − Q)²/[H⁻¹]ⱼⱼ, ``diagonal`` (W − Q)²Hⱼⱼ, or ``spqr``, which divides by
+            what later inputs leave undetermined.
+        windows: of public text for the second moments.
+        window: tokens a window.
+    """
+
+    density: float = Field(0.02, gt=0, le=1)
+    impact: Impact = "obs"
+    windows: int = Field(250, ge=1)
+    window: int = Field(128, ge=2)
+
+
+def split_residual(request: Request, options: ResidualOptions) -> Split:
     """Quantise a checkpoint and keep its largest rounding residuals in a stream."""
-    checkpoint = Checkpoint(source)
-    base = quantize(checkpoint.path, out, text=text, progress=progress)
-    windows = replay_windows(checkpoint.tokenizer(), options, text)
-    moments = hessians(checkpoint, windows, list(base.layers), progress=progress)
+    request.only_mixed("residual")
+    checkpoint = Checkpoint(request.source)
+    tokenizer = checkpoint.tokenizer()
+    private = read_jsonl(request.data) if request.data is not None else None
+    context = checkpoint.config.get_text_config().max_position_embeddings
+    encoded = encode(tokenizer, private.examples, context) if private else []
+    rounding = options.quantize_with(request.text)
+    base = quantize(checkpoint.path, request.out, **rounding, progress=request.progress)
+    text = request.text or calibration()
+    windows = draw(text, tokenizer, options.window, options.windows, options.seed)
+    moments = hessians(checkpoint, windows, list(base.layers), progress=request.progress)
 
     def weight(name: str) -> Tensor:
         return checkpoint.tensor(f"{name}.weight").float()
 
     written = write_stream(
-        base.path / STREAM_FOLDER / stream,
-        name=stream,
+        base.path / STREAM_FOLDER / request.stream,
+        name=request.stream,
         base_id=base.id,
         public=False,
         method="residual",
         guarantee="measured",
-        layers=top_residuals(weight, base, moments, options.density),
-        made_with=made_with(options, None, None),
+        layers=top_residuals(weight, base, moments, options.density, options.impact),
+        made_with=made_with(options, private, None),
     )
-    return Split(base, written)
+    return measured(base, written, encoded, device=request.device, progress=request.progress)
 
 
 def top_residuals(
@@ -61,8 +86,9 @@ def top_residuals(
     base: BaseStream,
     moments: Iterable[tuple[str, Tensor]],
     density: float,
+    impact: Impact = "obs",
 ) -> Iterator[tuple[str, CsrLayer]]:
-    """Per layer the residuals W − Q(W) of highest (W − Q)²_ij / [H⁻¹]_jj.
+    """Per layer the residuals W − Q(W) of highest impact.
 
     Args:
         weight: the checkpoint's weight by layer name, fp32 [N, K].
@@ -72,6 +98,6 @@ def top_residuals(
     """
     for name, second_moment in moments:
         missed = weight(name) - base.weight(name)
-        score = sieve.obs_impact(missed, sieve.damped(second_moment))
+        score = _SCORES[impact](missed, sieve.damped(second_moment))
         mask = sieve.top_k(score, round(score.numel() * density))
         yield name, csr_from_dense(missed, mask)

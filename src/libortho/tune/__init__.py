@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from libortho import gate
@@ -152,7 +153,7 @@ def stored_layers(model: Any, stream: str) -> dict[str, Layer]:
 
 
 def made_with(
-    options: TuneOptions, private: PrivateSet | None, taught_by: str | None
+    options: BaseModel, private: PrivateSet | None, taught_by: str | None
 ) -> dict[str, Any]:
     """What stream.json says of how a stream was made."""
     return {

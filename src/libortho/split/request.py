@@ -1,0 +1,124 @@
+"""What every sieve is given, and the rounding that those with a base of their own share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from libortho.errors import ConfigError
+from libortho.progress import Progress, silent
+from libortho.split.result import Split
+from libortho.streams.manifest import Method as Rounding
+from libortho.texts import Text
+
+
+@dataclass(frozen=True)
+class Request:
+    """One split, as it was asked for.
+
+    Attributes:
+        source: a base or public checkpoint (``delta``), or the checkpoint that mixes public and
+            private (every other method).
+        out: where base and stream will stand.
+        stream: name of the stream.
+        tuned: the tuned checkpoint or adapter.
+        data: the private data.
+        public: the public checkpoint, where ``source`` is a base.
+        text: public text; None for the samples shipped with libortho.
+        device: where models run.
+    """
+
+    source: str | Path
+    out: str | Path
+    stream: str = "private"
+    tuned: str | Path | None = None
+    data: str | Path | None = None
+    public: str | Path | None = None
+    text: Text | None = None
+    device: str | torch.device = "cpu"
+    progress: Progress = silent
+
+    def only_mixed(self, method: str) -> None:
+        """ConfigError where something was given that a split of one checkpoint has no use for."""
+        given = {"--tuned": self.tuned, "--public": self.public}
+        unused = [flag for flag, value in given.items() if value is not None]
+        if unused:
+            raise ConfigError(
+                f"--method {method} takes one checkpoint that mixes public and private, and "
+                f"perhaps --data: no {', no '.join(unused)}"
+            )
+
+
+class SieveOptions(BaseModel):
+    """What the options of every method have in common: unknown names are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RoundingOptions(SieveOptions):
+    """How the checkpoint is rounded to a base.
+
+    Attributes:
+        rounding: ``gptq``, ``mse``, ``absmax`` or ``absmax-channel``.
+        bits: levels used in the INT4 files: those of 2, 3 or 4 bits.
+        group_size: weights per scale.
+        seed: of every draw.
+    """
+
+    rounding: Rounding = "gptq"
+    bits: Literal[2, 3, 4] = 4
+    group_size: Literal[32, 64, 128] = 128
+    seed: int = 0
+
+    def quantize_with(self, text: Text | None) -> dict[str, Any]:
+        """The arguments of :func:`libortho.quantize`; only GPTQ reads text."""
+        return {
+            "method": self.rounding,
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "seed": self.seed,
+            "text": text if self.rounding == "gptq" else None,
+        }
+
+
+Options = TypeVar("Options", bound=BaseModel, contravariant=True)
+
+
+class Sieve(Protocol[Options]):
+    """The one signature of every method of separation."""
+
+    def __call__(self, request: Request, options: Options) -> Split: ...
+
+
+AnyOptions = TypeVar("AnyOptions", bound=BaseModel)
+
+
+def options_of(kind: type[AnyOptions], method: str, values: Mapping[str, Any]) -> AnyOptions:
+    """Options of a method from values by name.
+
+    Raises:
+        ConfigError: names that the method does not know, and values out of range; all of them.
+    """
+    unknown = sorted(set(values) - set(kind.model_fields))
+    if unknown:
+        raise ConfigError(
+            f"--method {method} has no {_flags(unknown)}; it has "
+            f"{_flags(sorted(kind.model_fields))}"
+        )
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{_flags(map(str, item['loc']))}: {item['msg']}, found {item['input']!r}"
+            for item in error.errors()
+        )
+        raise ConfigError(f"--method {method}: {wrong}") from error
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
