@@ -225,11 +225,9 @@ class BlockWalk:
         ]
 
     def _read(self, name: str) -> None:
-        stored = set(self.checkpoint.names())
-        source = next((alias for alias in self._aliases[name] if alias in stored), None)
-        if source is None:
-            raise CheckpointError(f"{self.checkpoint.path} has no tensor {name}.")
-        self._set(name, self.checkpoint.tensor(source).to(torch.float32))
+        naming = self.checkpoint.naming
+        source = next((alias for alias in self._aliases[name] if alias in naming), name)
+        self._set(name, self.checkpoint.parameter(source).to(torch.float32))
 
     def _set(self, name: str, tensor: Tensor) -> None:
         for alias in self._aliases[name]:

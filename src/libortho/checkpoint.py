@@ -11,38 +11,22 @@ import hashlib
 import importlib.resources
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from libortho.errors import CheckpointError
+from libortho.naming import Naming
 from libortho.progress import Progress, silent
+from libortho.shards import Entry, read_entries
 
 REFERENCE = "reference"
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 def resolve(source: str | Path) -> Path:
@@ -73,76 +57,6 @@ def resolve(source: str | Path) -> Path:
     return path.resolve()
 
 
-@dataclass(frozen=True)
-class _Entry:
-    file: Path
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-def _header(file: Path) -> dict[str, _Entry]:
-    try:
-        with safe_open(file, framework="pt", device="cpu") as handle:
-            entries = {}
-            for name in handle.keys():  # noqa: SIM118 - not a mapping
-                part = handle.get_slice(name)
-                kind = part.get_dtype()
-                if kind not in _DTYPES:
-                    raise CheckpointError(
-                        f"{file.name}: tensor {name} has dtype {kind}, which libortho cannot "
-                        f"read. Expected one of {', '.join(_DTYPES)}."
-                    )
-                entries[name] = _Entry(file, tuple(part.get_shape()), _DTYPES[kind])
-            return entries
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file} holds a {type(value).__name__}; expected a JSON object.")
-    return value
-
-
-def _entries(path: Path) -> dict[str, _Entry]:
-    index = path / INDEX_FILE
-    if not index.is_file():
-        single = path / SINGLE_FILE
-        if not single.is_file():
-            raise CheckpointError(
-                f"{path} has neither {INDEX_FILE} nor {SINGLE_FILE}. Expected a checkpoint saved "
-                "as safetensors; convert others with transformers' save_pretrained."
-            )
-        return _header(single)
-    placed = _read_json(index).get("weight_map")
-    if not isinstance(placed, dict) or not placed:
-        raise CheckpointError(f"{index} has no weight_map; expected tensor name to file name.")
-    problems: list[str] = []
-    headers: dict[str, dict[str, _Entry]] = {}
-    for file in sorted({str(value) for value in placed.values()}):
-        if Path(file).name != file:
-            problems.append(f"the shard name {file!r} leaves the directory")
-        elif not (path / file).is_file():
-            problems.append(f"the shard {file} is missing")
-        else:
-            headers[file] = _header(path / file)
-    entries: dict[str, _Entry] = {}
-    for name, file in placed.items():
-        if str(file) not in headers:
-            continue
-        if name in headers[file]:
-            entries[name] = headers[file][name]
-        else:
-            problems.append(f"the shard {file} lacks the tensor {name}")
-    if problems:
-        raise CheckpointError(f"{path} is incomplete: " + "; ".join(problems) + ".")
-    return entries
-
-
 class Checkpoint:
     """A checkpoint directory whose tensors are read one at a time.
 
@@ -170,13 +84,13 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path}/config.json is not understood by transformers: {error}"
             ) from error
-        self._entries = _entries(self.path)
+        self._entries = read_entries(self.path)
 
     def names(self) -> list[str]:
         """The tensor names, sorted."""
         return sorted(self._entries)
 
-    def _entry(self, name: str) -> _Entry:
+    def _entry(self, name: str) -> Entry:
         if name not in self._entries:
             raise CheckpointError(f"{self.path} has no tensor {name}.")
         return self._entries[name]
@@ -197,6 +111,22 @@ class Checkpoint:
             tensor: Tensor = handle.get_tensor(name)
             return tensor.clone()
 
+    @cached_property
+    def naming(self) -> Naming:
+        """Which of these tensors each parameter of the model is made of."""
+        shapes = {name: entry.shape for name, entry in self._entries.items()}
+        return Naming(self.skeleton(), shapes)
+
+    def parameter(self, name: str) -> Tensor:
+        """A parameter or buffer of the model, in its stored dtype.
+
+        Raises:
+            CheckpointError: No tensor on disk makes it.
+        """
+        if name not in self.naming:
+            raise CheckpointError(f"{self.path} has no tensor {name}.")
+        return self.naming.build(name, self.tensor)
+
     def sha256(self, progress: Progress = silent) -> str:
         """sha256 over every tensor's name, dtype, shape and bytes, in the order of the names.
 
@@ -213,6 +143,14 @@ class Checkpoint:
             digest.update(data.numpy().data)
         progress("hash the checkpoint", len(names), len(names), {})
         return digest.hexdigest()
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence that the model takes, in tokens; None where it sets no limit."""
+        context: int | None = getattr(
+            self.config.get_text_config(), "max_position_embeddings", None
+        )
+        return context
 
     @cached_property
     def scale_dtype(self) -> torch.dtype:
@@ -233,6 +171,8 @@ class Checkpoint:
             CheckpointError: transformers has no causal language model for this configuration.
         """
         config = copy.deepcopy(self.config)  # building a model writes its dtype into the config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
         try:
             with init_empty_weights(include_buffers=False):
                 model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -267,16 +207,19 @@ class Checkpoint:
                 "Expected the checkpoint in floating point."
             )
         problems = []
-        for names, shape in _expected(self.skeleton()):
-            present = [name for name in names if name in self._entries]
+        for names, shape in parameter_names(self.skeleton()):
+            present = [name for name in names if name in self.naming]
             if not present:
                 problems.append(f"{names[0]} is missing")
             for name in present:
-                entry = self._entries[name]
-                if entry.shape != shape:
-                    problems.append(f"{name} has shape {list(entry.shape)}, expected {list(shape)}")
-                elif not entry.dtype.is_floating_point or entry.dtype.itemsize < 2:
-                    problems.append(f"{name} has dtype {entry.dtype}, expected 16-bit or wider")
+                if self.naming.shape(name) != shape:
+                    found = list(self.naming.shape(name))
+                    problems.append(f"{name} has shape {found}, expected {list(shape)}")
+                    continue
+                for part in self.naming.parts(name):
+                    dtype = self.dtype(part)
+                    if not dtype.is_floating_point or dtype.itemsize < 2:
+                        problems.append(f"{part} has dtype {dtype}, expected 16-bit or wider")
         if problems:
             raise CheckpointError(
                 f"{self.path} does not hold the weights of {self.config.model_type}: "
@@ -285,8 +228,8 @@ class Checkpoint:
             )
 
 
-def _expected(skeleton: nn.Module) -> Iterator[tuple[list[str], tuple[int, ...]]]:
-    """Each parameter's names (several where it is tied) and shape."""
+def parameter_names(skeleton: nn.Module) -> Iterator[tuple[list[str], tuple[int, ...]]]:
+    """Each parameter's names (several where it is tied) and shape, in the order of the model."""
     grouped: dict[int, tuple[list[str], tuple[int, ...]]] = {}
     for name, parameter in skeleton.named_parameters(remove_duplicate=False):
         names, _ = grouped.setdefault(id(parameter), ([], tuple(parameter.shape)))
@@ -301,11 +244,16 @@ def block_names(skeleton: Any) -> list[str]:
         CheckpointError: Not exactly one list of ``num_hidden_layers`` blocks was found.
     """
     count = skeleton.config.get_text_config().num_hidden_layers
+    decoder = skeleton.get_decoder()
     lists = [
         name
         for name, module in skeleton.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
     ]
+    # Beside a vision tower, say, only the text decoder counts.
+    inside = [n for n, module in skeleton.named_modules() if module is decoder]
+    if inside and inside[0]:
+        lists = [name for name in lists if name.startswith(f"{inside[0]}.")]
     # A list inside a block (experts, say) may happen to be as long as the list of blocks.
     outer = [n for n in lists if not any(n.startswith(other + ".") for other in lists)]
     if len(outer) != 1:
@@ -317,17 +265,19 @@ def block_names(skeleton: Any) -> list[str]:
 
 
 def linear_layers(
-    skeleton: Any, group_size: int
+    skeleton: Any, group_size: int, naming: Naming | None = None
 ) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
     """Which linear layers can be stored as INT4 groups along their inputs.
 
     Args:
         skeleton: What :meth:`Checkpoint.skeleton` returns.
         group_size: Weights per scale; in_features must be a multiple of it.
+        naming: Where the weights come from; None takes every weight to be stored as it is.
 
     Returns:
         ``{layer: (out_features, in_features)}`` in the order of the forward, and
-        ``{layer: reason}`` of the linear layers that stay as they are.
+        ``{layer: reason}`` of the linear layers, and of other matrices inside the decoder blocks
+        (fused experts, routers), that stay as they are.
     """
     blocks = block_names(skeleton)
     head = skeleton.get_output_embeddings()
@@ -337,8 +287,11 @@ def linear_layers(
     layers: dict[str, tuple[int, int]] = {}
     skipped: dict[str, str] = {}
     for name, module in skeleton.named_modules():
+        inside = any(name.startswith(block + ".") for block in blocks)
         if type(module).__name__ == "Conv1D":
             skipped[name] = "a Conv1D, which stores its weight transposed"
+        elif not isinstance(module, nn.Linear) and inside and (kind := _matrices(module)):
+            skipped[name] = kind
         if not isinstance(module, nn.Linear):
             continue
         owner = owners[id(module.weight)]
@@ -346,8 +299,12 @@ def linear_layers(
             skipped[name] = "the output embedding"
         elif owner != f"{name}.weight":
             skipped[name] = f"shares its weight with {owner.removesuffix('.weight')}"
-        elif not any(name.startswith(block + ".") for block in blocks):
+        elif not inside:
             skipped[name] = "outside the decoder blocks"
+        elif naming is not None and naming.whole(f"{name}.weight") is None:
+            skipped[name] = "made of other tensors on disk: " + ", ".join(
+                naming.parts(f"{name}.weight")
+            )
         elif module.in_features % group_size:
             skipped[name] = (
                 f"in_features {module.in_features} is not divisible by group size {group_size}"
@@ -355,3 +312,12 @@ def linear_layers(
         else:
             layers[name] = (module.out_features, module.in_features)
     return layers, skipped
+
+
+def _matrices(module: nn.Module) -> str | None:
+    """What a module that is no linear layer holds, if it holds matrices of its own."""
+    ranks = [parameter.dim() for parameter in module.parameters(recurse=False)]
+    kind = type(module).__name__
+    if max(ranks, default=0) > 2:
+        return f"a stack of matrices ({kind}), no linear layer"
+    return f"a matrix inside {kind}, no linear layer" if 2 in ranks else None

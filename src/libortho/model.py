@@ -64,7 +64,7 @@ def load(
     state = Ortho(base)
     for name in base.layers:
         plain = model.get_submodule(name)
-        bias = base.tensor(f"{name}.bias").to(dtype) if plain.bias is not None else None
+        bias = base.parameter(f"{name}.bias").to(dtype) if plain.bias is not None else None
         weight = BaseWeight(base.codes(name), base.scales(name), base.group_size)
         model.set_submodule(name, OrthoLinear(weight, bias, state.attached))
     _load_others(model, base, dtype)
@@ -229,11 +229,10 @@ def _load_others(model: PreTrainedModel, base: BaseStream, dtype: torch.dtype) -
     wanted = {
         name: tensor for name, tensor in model.state_dict().items() if not name.startswith(inside)
     }
-    stored = set(base.other_names())
     state: dict[str, Tensor] = {}
     for name, placeholder in wanted.items():
-        if name in stored:
-            tensor = base.tensor(name)
+        if name in base.naming:
+            tensor = base.parameter(name)
             floating = tensor.is_floating_point()
             state[name] = tensor.to(placeholder.dtype if floating else tensor.dtype)
     model.load_state_dict(state, strict=False, assign=True)

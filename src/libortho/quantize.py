@@ -197,7 +197,7 @@ def _draw(checkpoint: Checkpoint, text: Text, count: int, length: int | None, se
     Raises:
         ConfigError: The text is too short, or the window longer than the model's context.
     """
-    context = getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None)
+    context = checkpoint.context
     length = length or min(context or LONGEST_WINDOW, LONGEST_WINDOW)
     if count < 1 or length < 2:
         raise ConfigError(f"windows = {count}, window = {length}; expected at least 1 and 2.")
@@ -215,7 +215,7 @@ def _draw(checkpoint: Checkpoint, text: Text, count: int, length: int | None, se
 def _choose(
     checkpoint: Checkpoint, group_size: int, skip: Sequence[str]
 ) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    layers, skipped = linear_layers(checkpoint.skeleton(), group_size)
+    layers, skipped = linear_layers(checkpoint.skeleton(), group_size, checkpoint.naming)
     unused = []
     for pattern in skip:
         hit = [name for name in [*layers, *skipped] if _matches(name, pattern)]
@@ -260,7 +260,7 @@ def _by_tensor(
     progress: Progress,
 ) -> Iterator[QuantisedLayer]:
     for done, name in enumerate(layers, start=1):
-        weight = checkpoint.tensor(f"{name}.weight").to(torch.float32)
+        weight = checkpoint.parameter(f"{name}.weight").to(torch.float32)
         layer = _finish(name, weight, grid.round(name, weight))
         progress("quantize", done, len(layers), _figures(layer))
         yield layer

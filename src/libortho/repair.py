@@ -115,11 +115,11 @@ def _pursued(
     options: RepairOptions,
     progress: Progress,
 ) -> Iterator[tuple[str, CsrLayer]]:
-    tokens = options.windows * checkpoint.config.max_position_embeddings
+    tokens = options.windows * (checkpoint.context or windows.shape[1])
     chosen = windows[: max(1, tokens // windows.shape[1])]
     moments = hessians(checkpoint, chosen, list(base.layers), progress=progress)
     for done, (name, second_moment) in enumerate(moments):
-        missing = checkpoint.tensor(f"{name}.weight").float() - base.weight(name)
+        missing = checkpoint.parameter(f"{name}.weight").float() - base.weight(name)
         count = round(missing.numel() * options.density)
         mask, values = sieve.pursue(missing, sieve.damped(second_moment), count)
         progress("pursuit", done + 1, len(base.layers), {"layer": name})

@@ -78,7 +78,7 @@ def quantize_verb(
 def _plan(public: str, group_size: int, json: bool) -> tuple[dict[str, object], bool, str]:
     checkpoint = Checkpoint(public)
     checkpoint.validate()
-    layers, skipped = linear_layers(checkpoint.skeleton(), group_size)
+    layers, skipped = linear_layers(checkpoint.skeleton(), group_size, checkpoint.naming)
     weights = sum(n * k for n, k in layers.values())
     widest = max((k for _, k in layers.values()), default=0)
     result: dict[str, object] = {

@@ -67,7 +67,7 @@ class AdapterChange:
         self._public = public
 
     def weight(self, name: str) -> Tensor:
-        weight = self.inputs_from().tensor(f"{name}.weight").float()
+        weight = self.inputs_from().parameter(f"{name}.weight").float()
         if name in self.factors:
             weight += self.factors[name].dense()
         return weight

@@ -81,7 +81,7 @@ def split_delta(request: Request, options: DeltaOptions) -> Split:
     base = base_at(source, request.out)
     change = read_change(base, request.tuned, public if is_base(source) else source)
     laid = ground(base, device)
-    context = laid.model.config.max_position_embeddings
+    context = base.checkpoint.context
     encoded = encode(laid.tokenizer, private.examples, context) if private else []
     windows = replay_windows(laid.tokenizer, options, text)
     layers: dict[str, Layer]

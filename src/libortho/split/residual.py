@@ -66,7 +66,7 @@ def split_residual(request: Request, options: ResidualOptions) -> Split:
     moments = hessians(checkpoint, windows, list(base.layers), progress=request.progress)
 
     def weight(name: str) -> Tensor:
-        return checkpoint.tensor(f"{name}.weight").float()
+        return checkpoint.parameter(f"{name}.weight").float()
 
     written = write_stream(
         base.path / STREAM_FOLDER / request.stream,

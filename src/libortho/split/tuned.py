@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from libortho.checkpoint import Checkpoint
+from libortho.checkpoint import Checkpoint, parameter_names
 from libortho.errors import CheckpointError, UnsupportedLayer
 from libortho.outside import refused
 from libortho.streams.base import BaseStream
@@ -33,12 +33,11 @@ class TunedCheckpoint:
     def __init__(self, source: str | Path, base: BaseStream) -> None:
         self.checkpoint = Checkpoint(source)
         self._base = base
-        present = set(self.checkpoint.names())
+        naming = self.checkpoint.naming
         wrong = [
             f"{name}.weight"
             for name, shape in base.layers.items()
-            if f"{name}.weight" not in present
-            or self.checkpoint.shape(f"{name}.weight") != tuple(shape)
+            if f"{name}.weight" not in naming or naming.shape(f"{name}.weight") != tuple(shape)
         ]
         if wrong:
             raise CheckpointError(
@@ -58,7 +57,7 @@ class TunedCheckpoint:
 
     def weight(self, name: str) -> Tensor:
         """The tuned weight of a linear, fp32 [N, K]."""
-        return self.checkpoint.tensor(f"{name}.weight").float()
+        return self.checkpoint.parameter(f"{name}.weight").float()
 
     def outside(self) -> dict[str, DenseLayer]:
         """What was tuned outside the converted linears: the difference of each such parameter."""
@@ -69,18 +68,28 @@ class TunedCheckpoint:
         return found
 
     def _tensors(self) -> list[str]:
+        ours, theirs = self._base.naming, self.checkpoint.naming
+        strangers = theirs.unclaimed() ^ ours.unclaimed()
+        found = [
+            f"tensor {name}: {'added' if name in theirs.unclaimed() else 'missing'}"
+            for name in sorted(strangers)
+        ]
+        tied = {
+            name: names
+            for names, _ in parameter_names(self.checkpoint.skeleton())
+            for name in names
+        }
         linears = {f"{name}.weight" for name in self._base.layers}
-        theirs = set(self.checkpoint.names()) - linears
-        ours = set(self._base.other_names())
-        tied = {"lm_head.weight"} if getattr(self._base.config, "tie_word_embeddings", 0) else set()
-        found = [f"tensor {name}: added" for name in sorted(theirs - ours - tied)]
-        found += [f"tensor {name}: missing" for name in sorted(ours - theirs - tied)]
-        if theirs & tied and "model.embed_tokens.weight" in ours:
-            head = self.checkpoint.tensor("lm_head.weight").float()
-            if not torch.equal(head, self._base.tensor("model.embed_tokens.weight").float()):
-                found.append("tensor lm_head.weight: untied from the embeddings")
-        for name in sorted(theirs & ours):
-            public, tuned = self._base.tensor(name), self.checkpoint.tensor(name)
+        for name in sorted({*ours, *theirs} - linears):
+            # A tied parameter may be stored under any of its names, or under all.
+            names = [name, *tied.get(name, [])]
+            ours_as = next((one for one in names if one in ours), None)
+            theirs_as = next((one for one in names if one in theirs), None)
+            if ours_as is None or theirs_as is None:
+                found.append(f"tensor {name}: {'added' if ours_as is None else 'missing'}")
+                continue
+            public = self._base.parameter(ours_as)
+            tuned = self.checkpoint.parameter(theirs_as)
             if public.shape != tuned.shape:
                 found.append(
                     f"tensor {name}: shape {list(tuned.shape)}, public {list(public.shape)}"

@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ from compressed_tensors.quantization import (
 from pydantic import ValidationError
 from torch import Tensor
 
-from libortho.checkpoint import INDEX_FILE, Checkpoint, resolve
+from libortho.checkpoint import Checkpoint, resolve
 from libortho.errors import FormatError
+from libortho.naming import Naming
+from libortho.shards import INDEX_FILE
 from libortho.streams.manifest import (
     MANIFEST_FILE,
     BaseManifest,
@@ -96,22 +99,45 @@ class BaseStream:
         """The transformers configuration."""
         return self.checkpoint.config
 
+    @cached_property
+    def naming(self) -> Naming:
+        """Which tensors the model's parameters are made of; INT4 ones as if they were whole."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name in self.checkpoint.names():
+            stem, _, part = name.rpartition(".")
+            shape = self.checkpoint.shape(name)
+            if part == "weight_packed":
+                shapes[f"{stem}.weight"] = (shape[0], shape[1] * 32 // BITS_STORED)
+            elif part not in PARTS:
+                shapes[name] = shape
+        return Naming(self.checkpoint.skeleton(), shapes)
+
+    @cached_property
+    def _stems(self) -> dict[str, str]:
+        """The name on disk of every layer; most models use their own."""
+        present = set(self.checkpoint.names())
+        if all(f"{name}.weight_packed" in present for name in self.layers):
+            return {name: name for name in self.layers}
+        stored = {name: self.naming.whole(f"{name}.weight") for name in self.layers}
+        return {name: (whole or name).removesuffix(".weight") for name, whole in stored.items()}
+
     def packed(self, name: str) -> tuple[Tensor, Tensor]:
         """A layer as stored: int32 [N, K/8] and scales [N, K/g]."""
+        stem = self._stems[name]
         return (
-            self.checkpoint.tensor(f"{name}.weight_packed"),
-            self.checkpoint.tensor(f"{name}.weight_scale"),
+            self.checkpoint.tensor(f"{stem}.weight_packed"),
+            self.checkpoint.tensor(f"{stem}.weight_scale"),
         )
 
     def codes(self, name: str) -> Tensor:
         """The codes of a layer, int8 [N, K] in [-8, 7]."""
-        packed = self.checkpoint.tensor(f"{name}.weight_packed")
+        packed, _ = self.packed(name)
         codes: Tensor = unpack_from_int32(packed, BITS_STORED, torch.Size(self.layers[name]))
         return codes
 
     def scales(self, name: str) -> Tensor:
         """The scales of a layer, bfloat16 or float16 [N, K/g]."""
-        return self.checkpoint.tensor(f"{name}.weight_scale")
+        return self.checkpoint.tensor(f"{self._stems[name]}.weight_scale")
 
     def weight(self, name: str) -> Tensor:
         """The dequantised weight codes · scale, float32 [N, K]; the product is exact."""
@@ -119,7 +145,7 @@ class BaseStream:
 
     def other_names(self) -> list[str]:
         """The tensors that are not part of an INT4 layer, sorted."""
-        packed = {f"{name}.{part}" for name in self.layers for part in PARTS}
+        packed = {f"{stem}.{part}" for stem in self._stems.values() for part in PARTS}
         return [name for name in self.checkpoint.names() if name not in packed]
 
     def stream_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -130,6 +156,10 @@ class BaseStream:
     def tensor(self, name: str) -> Tensor:
         """Any tensor of the directory as stored."""
         return self.checkpoint.tensor(name)
+
+    def parameter(self, name: str) -> Tensor:
+        """A parameter or buffer of the model that is no INT4 weight, in its stored dtype."""
+        return self.naming.build(name, self.checkpoint.tensor)
 
     def verify(self) -> list[str]:
         """Recompute every sha256 and look at every scale.
@@ -182,7 +212,7 @@ class BaseStream:
                 problems.append(f"layer {name}: {columns} inputs are not whole groups")
                 continue
             for part, expected in layer_plan(rows, columns, self.group_size, dtype).items():
-                tensor = f"{name}.{part}"
+                tensor = f"{self._stems[name]}.{part}"
                 if tensor not in present:
                     problems.append(f"the tensor {tensor} is missing")
                     continue

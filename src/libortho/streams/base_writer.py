@@ -18,9 +18,10 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from torch import Tensor
 
-from libortho.checkpoint import INDEX_FILE, Checkpoint
+from libortho.checkpoint import Checkpoint
 from libortho.errors import CheckpointError, ConfigError, NumericsError
 from libortho.progress import Progress, silent
+from libortho.shards import INDEX_FILE
 from libortho.streams.base import (
     BITS_STORED,
     BaseStream,
@@ -159,7 +160,7 @@ def _plan(
 ) -> dict[str, Planned]:
     """Every tensor of the base in the order of writing: INT4 layers first, then the copies."""
     plan = {
-        f"{name}.{part}": planned
+        f"{_stored_stem(public, name)}.{part}": planned
         for name, (rows, columns) in layers.items()
         for part, planned in layer_plan(rows, columns, group_size, public.scale_dtype).items()
     }
@@ -169,8 +170,14 @@ def _plan(
 
 
 def _copied_names(public: Checkpoint, layers: Mapping[str, tuple[int, int]]) -> list[str]:
-    weights = {f"{name}.weight" for name in layers}
+    weights = {f"{_stored_stem(public, name)}.weight" for name in layers}
     return [name for name in public.names() if name not in weights]
+
+
+def _stored_stem(public: Checkpoint, layer: str) -> str:
+    """The name of a layer on disk, where the checkpoint has one of its own for it."""
+    whole = public.naming.whole(f"{layer}.weight")
+    return layer if whole is None else whole.removesuffix(".weight")
 
 
 def _shards(plan: dict[str, Planned]) -> dict[str, list[str]]:
@@ -205,9 +212,10 @@ def _tensors(
             )
         _check_layer(layer, group_size, public.scale_dtype)
         errors[layer.name] = float(f"{layer.relative_error:.4g}")
-        yield f"{name}.weight_packed", pack_to_int32(layer.codes, BITS_STORED).contiguous()
-        yield f"{name}.weight_scale", layer.scales.contiguous()
-        yield f"{name}.weight_shape", torch.tensor(layer.codes.shape)
+        stem = _stored_stem(public, layer.name)
+        yield f"{stem}.weight_packed", pack_to_int32(layer.codes, BITS_STORED).contiguous()
+        yield f"{stem}.weight_scale", layer.scales.contiguous()
+        yield f"{stem}.weight_shape", torch.tensor(layer.codes.shape)
     missing = [name for name, _ in expected]
     if missing:
         raise CheckpointError(f"layers announced but never quantised: {', '.join(missing)}.")

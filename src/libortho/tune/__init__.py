@@ -98,7 +98,7 @@ def tune(
     if replay is None:
         model, taught_by = teacher(base, public, device)
         replay = Replay(replay_windows(laid.tokenizer, options, text), model)
-    context = laid.model.config.max_position_embeddings
+    context = base.checkpoint.context
     encoded = encode(laid.tokenizer, private.examples, context)
     with gate.alpha(laid.alpha):
         supports = contrast_supports(laid.model, encoded, replay.windows, options, progress)

@@ -22,7 +22,7 @@ def peak(source: str | Path, private: PrivateSet, options: TuneOptions) -> dict[
     layers = (
         BaseStream.open(source).layers
         if is_base(source)
-        else linear_layers(checkpoint.skeleton(), _GROUP)[0]
+        else linear_layers(checkpoint.skeleton(), _GROUP, checkpoint.naming)[0]
     )
     weights = sum(n * k for n, k in layers.values())
     config = checkpoint.config.get_text_config()
