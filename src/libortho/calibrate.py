@@ -82,7 +82,11 @@ class BlockWalk:
 
     def replace(self, layer: str, weight: Tensor) -> None:
         """Let a loaded linear layer compute with another weight [N, K]."""
-        self._set(f"{layer}.weight", weight)
+        self.replace_parameter(f"{layer}.weight", weight)
+
+    def replace_parameter(self, name: str, tensor: Tensor) -> None:
+        """Let the model compute with another tensor in place of a loaded parameter."""
+        self._set(name, tensor)
 
     @torch.no_grad()
     def second_moments(

@@ -134,3 +134,20 @@ def _grouped(skeleton: Any, stored: Iterable[str]) -> Iterator[_Made]:
             rule = None if pattern is None else by_pattern[pattern]
             groups.setdefault(target, _Made(target, rule, [])).parts.append((name, pattern))
     yield from groups.values()
+
+
+def expert_matrices(skeleton: Any, naming: Naming) -> dict[str, list[str]]:
+    """Stacks of expert matrices that are stored one matrix a tensor.
+
+    Returns:
+        ``{parameter: layers on disk}``: the 3-D parameters that transformers stacks, and the
+        names, without ``.weight``, of the matrices [N, K] that they are stacked of.
+    """
+    found = {}
+    for name, parameter in skeleton.named_parameters():
+        if parameter.dim() != 3 or name not in naming or naming.whole(name) is not None:
+            continue
+        parts = naming.parts(name)
+        if all(part.endswith(".weight") for part in parts):
+            found[name] = [part.removesuffix(".weight") for part in parts]
+    return found

@@ -11,7 +11,7 @@ import importlib.metadata
 import logging
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import get_args
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from libortho import texts
 from libortho.calibrate import BlockWalk, layers_by_block
-from libortho.checkpoint import Checkpoint, linear_layers
+from libortho.checkpoint import Checkpoint, block_names, linear_layers
 from libortho.errors import ConfigError, NumericsError, UnsupportedLayer
+from libortho.naming import expert_matrices
 from libortho.progress import Progress, silent
 from libortho.quantizers import absmax, gptq, mse
 from libortho.quantizers.grid import levels
@@ -63,7 +64,8 @@ def quantize(
     Args:
         public: Checkpoint directory, or the word ``reference``.
         out: Directory to make; absent or empty.
-        method: ``absmax-channel`` (one scale a row), ``absmax``, ``mse`` (clipped) or ``gptq``.
+        method: ``absmax-channel`` (one scale a row), ``absmax``, ``mse`` (clipped) or ``gptq``
+            (which rounds experts by ``mse``).
         bits: Levels used: those of 2, 3 or 4 bits. The files are INT4.
         group_size: Inputs per scale: 128, 64 or 32.
         text: Calibration text for ``gptq``; the samples shipped with libortho where None.
@@ -94,7 +96,7 @@ def quantize(
     check_target(Path(out).expanduser().absolute())
     checkpoint = Checkpoint(public)
     checkpoint.validate()
-    layers, skipped = _choose(checkpoint, group_size, skip)
+    chosen = _choose(checkpoint, group_size, skip)
     calibration = None
     drawn = None
     if method == "gptq":
@@ -107,16 +109,17 @@ def quantize(
     _check_finite(checkpoint, progress)
     grid = _Grid(method, bits, group_size, checkpoint.scale_dtype)
     if drawn is None:
-        quantised = _by_tensor(checkpoint, layers, grid, progress)
+        quantised = _by_tensor(checkpoint, chosen, grid, progress)
     else:
-        quantised = _by_block(checkpoint, layers, drawn, grid, progress)
+        quantised = _by_block(checkpoint, chosen, drawn, grid, progress)
     base = write_base(
         out,
         checkpoint,
-        layers,
+        chosen.in_order(),
         quantised,
+        experts=chosen.matrices(),
         quantiser=_record(grid, seed),
-        skipped=skipped,
+        skipped=chosen.skipped,
         calibration=calibration,
         progress=progress,
     )
@@ -212,27 +215,90 @@ def _draw(checkpoint: Checkpoint, text: Text, count: int, length: int | None, se
     return drawn
 
 
-def _choose(
-    checkpoint: Checkpoint, group_size: int, skip: Sequence[str]
-) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    layers, skipped = linear_layers(checkpoint.skeleton(), group_size, checkpoint.naming)
+@dataclass(frozen=True)
+class _Chosen:
+    """What is rounded, what is not, and why.
+
+    Attributes:
+        layers: linear layers, (N, K) by name in the order of the forward.
+        experts: stacked parameter to {matrix on disk: (N, K)}.
+    """
+
+    layers: dict[str, tuple[int, int]]
+    experts: dict[str, dict[str, tuple[int, int]]]
+    skipped: dict[str, str]
+    blocks: list[str]
+
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """The matrices of the experts by name on disk."""
+        return {name: shape for stack in self.experts.values() for name, shape in stack.items()}
+
+    def in_order(self) -> dict[str, tuple[int, int]]:
+        """Everything that is rounded: per block its linear layers, then its experts."""
+        layers = layers_by_block(self.blocks, list(self.layers))
+        stacks = layers_by_block(self.blocks, list(self.experts))
+        found: dict[str, tuple[int, int]] = {}
+        for block in self.blocks:
+            found |= {name: self.layers[name] for name in layers[block]}
+            for stack in stacks[block]:
+                found |= self.experts[stack]
+        return found
+
+
+def _choose(checkpoint: Checkpoint, group_size: int, skip: Sequence[str]) -> _Chosen:
+    skeleton, naming = checkpoint.skeleton(), checkpoint.naming
+    layers, skipped = linear_layers(skeleton, group_size, naming)
+    experts = {
+        stack: {name: _matrix(checkpoint, name) for name in names}
+        for stack, names in expert_matrices(skeleton, naming).items()
+    }
+    matrices = {name for stack in experts.values() for name in stack}
     unused = []
+    wanted = []
     for pattern in skip:
         hit = [name for name in [*layers, *skipped] if _matches(name, pattern)]
+        wanted += [name for name in matrices if _matches(name, pattern)]
         if not hit:
             unused.append(pattern)
         for name in hit:
             if layers.pop(name, None):
                 skipped[name] = f"skipped on request ({pattern})"
-    if unused:
+    if unused and not wanted:
         raise ConfigError("no linear layer matches the skip pattern " + ", ".join(unused) + ".")
+    _check_experts(experts, wanted, group_size)
+    for stack in experts:
+        skipped.pop(stack.rpartition(".")[0], None)
     if not layers:
         raise UnsupportedLayer(
             f"no layer of {checkpoint.path} can be converted: "
             + "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
             + "."
         )
-    return layers, skipped
+    return _Chosen(layers, experts, skipped, block_names(skeleton))
+
+
+def _matrix(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
+    rows, columns = checkpoint.shape(f"{name}.weight")
+    return rows, columns
+
+
+def _check_experts(
+    experts: Mapping[str, Mapping[str, tuple[int, int]]], skipped: Sequence[str], group_size: int
+) -> None:
+    """Stock transformers reads the experts of such a checkpoint as INT4, or not at all."""
+    problems = [f"{name} cannot be skipped" for name in sorted(skipped)]
+    problems += [
+        f"{name} has in_features {shape[1]}, not divisible by group size {group_size}"
+        for stack in experts.values()
+        for name, shape in stack.items()
+        if shape[1] % group_size
+    ]
+    if problems:
+        raise UnsupportedLayer(
+            "stock loaders read every expert of an INT4 checkpoint as INT4, but "
+            + "; ".join(problems)
+            + ". Choose another --group-size, or skip no experts."
+        )
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -254,29 +320,32 @@ def _check_finite(checkpoint: Checkpoint, progress: Progress) -> None:
 
 
 def _by_tensor(
-    checkpoint: Checkpoint,
-    layers: Mapping[str, tuple[int, int]],
-    grid: _Grid,
-    progress: Progress,
+    checkpoint: Checkpoint, chosen: _Chosen, grid: _Grid, progress: Progress
 ) -> Iterator[QuantisedLayer]:
-    for done, name in enumerate(layers, start=1):
-        weight = checkpoint.parameter(f"{name}.weight").to(torch.float32)
-        layer = _finish(name, weight, grid.round(name, weight))
-        progress("quantize", done, len(layers), _figures(layer))
+    names = chosen.in_order()
+    for done, name in enumerate(names, start=1):
+        read = checkpoint.parameter if name in chosen.layers else checkpoint.tensor
+        layer = _rounded(name, read(f"{name}.weight"), grid)
+        progress("quantize", done, len(names), _figures(layer))
         yield layer
 
 
 def _by_block(
     checkpoint: Checkpoint,
-    layers: Mapping[str, tuple[int, int]],
+    chosen: _Chosen,
     windows: Tensor,
     grid: _Grid,
     progress: Progress,
 ) -> Iterator[QuantisedLayer]:
-    """GPTQ: each block sees what the blocks before it, already rounded, make of the text."""
+    """GPTQ: each block sees what the blocks before it, already rounded, make of the text.
+
+    Experts see too few tokens each for second moments of their own and are rounded by ``mse``.
+    """
     walk = BlockWalk(checkpoint, windows, progress=progress)
-    by_block = layers_by_block(walk.blocks, list(layers))
-    done = 0
+    by_block = layers_by_block(walk.blocks, list(chosen.layers))
+    stacks = layers_by_block(walk.blocks, list(chosen.experts))
+    clipped = replace(grid, method="mse")
+    done, total = 0, len(chosen.in_order())
     for block in walk.blocks:
         walk.load(block)
         moments = walk.second_moments(block, by_block[block]) if by_block[block] else {}
@@ -287,9 +356,23 @@ def _by_block(
             )
             walk.replace(name, dequantise(layer.codes, layer.scales))
             done += 1
-            progress("quantize", done, len(layers), _figures(layer))
+            progress("quantize", done, total, _figures(layer))
             yield layer
+        for stack in stacks[block]:
+            rounded = {}
+            for name in chosen.experts[stack]:
+                layer = _rounded(name, checkpoint.tensor(f"{name}.weight"), clipped)
+                rounded[f"{name}.weight"] = dequantise(layer.codes, layer.scales)
+                done += 1
+                progress("quantize", done, total, _figures(layer))
+                yield layer
+            walk.replace_parameter(stack, checkpoint.naming.build(stack, rounded.__getitem__))
         walk.advance(block)
+
+
+def _rounded(name: str, weight: Tensor, grid: _Grid) -> QuantisedLayer:
+    weight = weight.to(torch.float32)
+    return _finish(name, weight, grid.round(name, weight))
 
 
 def _finish(name: str, weight: Tensor, rounded: tuple[Tensor, Tensor]) -> QuantisedLayer:

@@ -114,12 +114,17 @@ class BaseStream:
 
     @cached_property
     def _stems(self) -> dict[str, str]:
-        """The name on disk of every layer; most models use their own."""
+        """The name on disk of every layer and expert matrix; most models use their own."""
+        experts = {name: name for name in self.manifest.experts}
         present = set(self.checkpoint.names())
         if all(f"{name}.weight_packed" in present for name in self.layers):
-            return {name: name for name in self.layers}
+            return {name: name for name in self.layers} | experts
         stored = {name: self.naming.whole(f"{name}.weight") for name in self.layers}
-        return {name: (whole or name).removesuffix(".weight") for name, whole in stored.items()}
+        stems = {name: (whole or name).removesuffix(".weight") for name, whole in stored.items()}
+        return stems | experts
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        return self.layers.get(name) or self.manifest.experts[name]
 
     def packed(self, name: str) -> tuple[Tensor, Tensor]:
         """A layer as stored: int32 [N, K/8] and scales [N, K/g]."""
@@ -132,7 +137,7 @@ class BaseStream:
     def codes(self, name: str) -> Tensor:
         """The codes of a layer, int8 [N, K] in [-8, 7]."""
         packed, _ = self.packed(name)
-        codes: Tensor = unpack_from_int32(packed, BITS_STORED, torch.Size(self.layers[name]))
+        codes: Tensor = unpack_from_int32(packed, BITS_STORED, torch.Size(self._shape(name)))
         return codes
 
     def scales(self, name: str) -> Tensor:
@@ -158,8 +163,18 @@ class BaseStream:
         return self.checkpoint.tensor(name)
 
     def parameter(self, name: str) -> Tensor:
-        """A parameter or buffer of the model that is no INT4 weight, in its stored dtype."""
-        return self.naming.build(name, self.checkpoint.tensor)
+        """A parameter or buffer of the model, but for the weights of INT4 layers.
+
+        In its stored dtype. A stack of INT4 experts has that of their scales, to which stock
+        loaders round codes · scale.
+        """
+        return self.naming.build(name, self._stored)
+
+    def _stored(self, tensor: str) -> Tensor:
+        matrix = tensor.removesuffix(".weight")
+        if matrix in self.manifest.experts:
+            return self.weight(matrix).to(self.checkpoint.scale_dtype)
+        return self.tensor(tensor)
 
     def verify(self) -> list[str]:
         """Recompute every sha256 and look at every scale.
@@ -182,7 +197,7 @@ class BaseStream:
             problems.append(f"base_id is not the hash of the files listed in {MANIFEST_FILE}")
         if problems:
             return problems
-        for name in self.layers:
+        for name in self._stems:
             scales = self.scales(name).float()
             if not bool((torch.isfinite(scales) & (scales > 0)).all()):
                 problems.append(f"layer {name} has a scale that is not positive and finite")
@@ -207,7 +222,8 @@ class BaseStream:
         problems = []
         present = set(self.checkpoint.names())
         dtype = self.checkpoint.scale_dtype
-        for name, (rows, columns) in self.layers.items():
+        for name in self._stems:
+            rows, columns = self._shape(name)
             if columns % self.group_size:
                 problems.append(f"layer {name}: {columns} inputs are not whole groups")
                 continue

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +91,7 @@ def write_base(
     *,
     quantiser: Quantiser,
     skipped: Mapping[str, str],
+    experts: Collection[str] = (),
     calibration: Calibration | None = None,
     progress: Progress = silent,
 ) -> BaseStream:
@@ -102,6 +103,7 @@ def write_base(
         out: The directory to make; it may exist if it is empty.
         public: Where every tensor and file that is not an INT4 layer comes from.
         layers: ``{layer: (N, K)}`` of what ``quantised`` will yield, in that order.
+        experts: Those of them that are matrices of experts, by name on disk.
         quantised: Consumed lazily, once the checks have passed; at most a shard is held.
         quantiser: For the manifest; its group_size shapes the files.
         skipped: ``{layer: reason}`` of the linear layers that stay as they are.
@@ -135,7 +137,8 @@ def write_base(
             public=PublicSource(name=public.path.name, sha256=public.sha256(progress)),
             quantiser=quantiser,
             calibration=calibration,
-            layers=dict(layers),
+            layers={name: shape for name, shape in layers.items() if name not in experts},
+            experts={name: shape for name, shape in layers.items() if name in experts},
             skipped=dict(skipped),
             relative_error=errors,
             files=files,

@@ -68,6 +68,8 @@ class BaseManifest(_Record):
         files: ``{relative path: sha256}`` of every file of the base but this one.
         calibration: None where the method needs none.
         layers: ``{layer: (out_features, in_features)}`` of the INT4 layers.
+        experts: ``{matrix on disk: (out_features, in_features)}`` of INT4 expert matrices, which
+            are stacked and computed with densely: no stream acts on them.
         skipped: ``{layer: reason}`` of the linear layers that stay as they were.
         relative_error: ``{layer: ‖W − Ŵ‖ / ‖W‖}`` (Frobenius), to four digits.
     """
@@ -78,6 +80,7 @@ class BaseManifest(_Record):
     quantiser: Quantiser
     calibration: Calibration | None
     layers: dict[str, tuple[int, int]]
+    experts: dict[str, tuple[int, int]] = {}
     skipped: dict[str, str]
     relative_error: dict[str, float]
     files: dict[Annotated[str, AfterValidator(_relative)], Sha256]

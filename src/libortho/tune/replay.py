@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from libortho import gate
 from libortho.progress import Progress, silent
 
 CACHE_BYTES = 4 * 2**30
@@ -21,7 +22,7 @@ class Replay:
 
     Args:
         windows: int64 [n, T].
-        teacher: a causal LM without streams (or with α left at 0).
+        teacher: a causal LM; asked with every stream closed.
     """
 
     def __init__(self, windows: Tensor, teacher: Any) -> None:
@@ -44,7 +45,9 @@ class Replay:
         fresh: dict[int, Tensor] = {}
         if missing:
             device = next(self._teacher.parameters()).device
-            logits = self._teacher(input_ids=self.windows[missing].to(device)).logits
+            # The caller trains with the gate open; a teacher never sees a stream.
+            with gate.alpha(0.0):
+                logits = self._teacher(input_ids=self.windows[missing].to(device)).logits
             answers = torch.log_softmax(logits.float(), -1).half()
             fresh = dict(zip(missing, answers, strict=True))
             for index, answer in fresh.items():
