@@ -56,6 +56,11 @@ class Captured:
     key: tuple[tuple[tuple[str, float], ...], ...]
     outer: Captured | None = None
 
+    @property
+    def sequences(self) -> int:
+        """Sequences of the forward's batch."""
+        return self.alpha.shape[1]
+
 
 Spec = Setting | tuple[Setting, ...]
 

@@ -181,5 +181,5 @@ def _missing(
     checkpoint: Checkpoint, base: BaseStream, layers: Sequence[str]
 ) -> Iterator[tuple[str, DenseLayer]]:
     for name in layers:
-        missing = checkpoint.tensor(f"{name}.weight").float() - base.weight(name)
+        missing = checkpoint.parameter(f"{name}.weight").float() - base.weight(name)
         yield name, DenseLayer(missing.to(torch.float16))

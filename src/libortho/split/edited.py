@@ -10,17 +10,29 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from libortho.checkpoint import INDEX_FILE, Checkpoint
+from libortho.checkpoint import Checkpoint
+from libortho.errors import CheckpointError
+from libortho.shards import INDEX_FILE
 from libortho.streams.base_writer import COPIED_FILES
 
 _SHARD_BYTES = 2**30
 
 
 def write_edited(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: Path) -> Path:
-    """Write ``checkpoint`` to ``folder`` with other tensors under the names in ``weights``.
+    """Write ``checkpoint`` to ``folder`` with other tensors in place of the parameters given.
 
     They are rounded to the dtype of those which they replace.
+
+    Raises:
+        CheckpointError: parameters that are no single tensor on disk; all of them are named.
     """
+    stored = {name: checkpoint.naming.whole(name) for name in weights}
+    missing = sorted(name for name, on_disk in stored.items() if on_disk is None)
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint.path} does not hold these as they are: {', '.join(missing)}."
+        )
+    edited = {on_disk: weights[name] for name, on_disk in stored.items()}
     folder.mkdir(parents=True)
     placed: dict[str, str] = {}
     pending: dict[str, Tensor] = {}
@@ -32,7 +44,7 @@ def write_edited(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: 
         pending.clear()
 
     for name in checkpoint.names():
-        tensor = weights.get(name)
+        tensor = edited.get(name)
         dtype = checkpoint.dtype(name)
         pending[name] = (
             checkpoint.tensor(name) if tensor is None else tensor.to(dtype)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from libortho.checkpoint import Checkpoint, parameter_names
 from libortho.errors import CheckpointError, UnsupportedLayer
+from libortho.naming import Naming
 from libortho.outside import refused
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import DenseLayer
@@ -45,6 +46,8 @@ class TunedCheckpoint:
                 f"the base: {', '.join(wrong)}"
             )
         self._moved: list[str] = []
+        groups = [names for names, _ in parameter_names(self.checkpoint.skeleton())]
+        self._tied = {name: names for names in groups for name in names}
         differences = [*self._tensors(), *self._tokenizer(), *self._configuration()]
         if differences:
             raise UnsupportedLayer(
@@ -63,9 +66,16 @@ class TunedCheckpoint:
         """What was tuned outside the converted linears: the difference of each such parameter."""
         found = {}
         for name in self._moved:
-            difference = self.checkpoint.tensor(name).float() - self._base.tensor(name).float()
+            difference = self.checkpoint.parameter(name).float() - self._public(name).float()
             found[name] = DenseLayer(difference.to(torch.float16))
         return found
+
+    def _public(self, name: str) -> Tensor:
+        """A public parameter; a tied one may be stored under another of its names."""
+        return self._base.parameter(self._stored_as(name, self._base.naming) or name)
+
+    def _stored_as(self, name: str, naming: Naming) -> str | None:
+        return next((one for one in [name, *self._tied.get(name, [])] if one in naming), None)
 
     def _tensors(self) -> list[str]:
         ours, theirs = self._base.naming, self.checkpoint.naming
@@ -74,19 +84,19 @@ class TunedCheckpoint:
             f"tensor {name}: {'added' if name in theirs.unclaimed() else 'missing'}"
             for name in sorted(strangers)
         ]
-        tied = {
-            name: names
-            for names, _ in parameter_names(self.checkpoint.skeleton())
-            for name in names
-        }
         linears = {f"{name}.weight" for name in self._base.layers}
         for name in sorted({*ours, *theirs} - linears):
-            # A tied parameter may be stored under any of its names, or under all.
-            names = [name, *tied.get(name, [])]
-            ours_as = next((one for one in names if one in ours), None)
-            theirs_as = next((one for one in names if one in theirs), None)
+            ours_as, theirs_as = self._stored_as(name, ours), self._stored_as(name, theirs)
             if ours_as is None or theirs_as is None:
                 found.append(f"tensor {name}: {'added' if ours_as is None else 'missing'}")
+                continue
+            if name in theirs and theirs_as != ours_as and ours_as in theirs:
+                twin = self.checkpoint.parameter(ours_as)
+                if not torch.equal(self.checkpoint.parameter(name).float(), twin.float()):
+                    found.append(f"tensor {name}: untied from {ours_as}")
+                continue
+            if name in ours and ours.whole(name) is None:
+                found.append(f"tensor {name}: experts, which are INT4 in the base")
                 continue
             public = self._base.parameter(ours_as)
             tuned = self.checkpoint.parameter(theirs_as)

@@ -154,8 +154,9 @@ class BaseStream:
         return [name for name in self.checkpoint.names() if name not in packed]
 
     def stream_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of all that a stream may hold: INT4 layers, and the other tensors, by name."""
-        others = {name: self.checkpoint.shape(name) for name in self.other_names()}
+        """Shapes of all that a stream may hold: INT4 layers, and other parameters, by name."""
+        weights = {f"{name}.weight" for name in self.layers}
+        others = {name: self.naming.shape(name) for name in self.naming if name not in weights}
         return {**self.layers, **others}
 
     def tensor(self, name: str) -> Tensor:

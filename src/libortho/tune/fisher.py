@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from libortho import gate
 from libortho.linear import OrthoLinear
 from libortho.model import linear
 from libortho.progress import Progress, silent
@@ -71,10 +72,14 @@ def fisher(
 
 def _watch(module: OrthoLinear, name: str, sums: dict[str, Tensor]) -> Any:
     def keep(_: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
-        x = args[0].detach()
+        state = gate.current()
+        assert state is not None
+        # Some models (OPT) run their linears on all tokens of all sequences in one row of rows.
+        x = args[0].detach().reshape(state.sequences, -1, module.in_features)
 
         def accumulate(gradient: Tensor) -> None:
-            for g, rows in zip(gradient, x, strict=True):
+            gradients = gradient.reshape(state.sequences, -1, module.out_features)
+            for g, rows in zip(gradients, x, strict=True):
                 sums[name] += (g.float().t() @ rows.float()).square_()
 
         output.register_hook(accumulate)
