@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,7 +25,7 @@ from libortho.cli.options import (
 )
 from libortho.split import Method, split, split_options
 
-_DELTA, _RESIDUAL, _CURVATURE = "delta", "residual", "curvature"
+_DELTA, _RESIDUAL, _CURVATURE, _FORGET = "delta", "residual", "curvature", "forget"
 _ROUNDING = "Rounding of the checkpoint"
 
 
@@ -39,7 +40,7 @@ def split_verb(
     ],
     out: Out,
     method: Annotated[
-        Method, typer.Option(help="delta (exact); residual, curvature (measured).")
+        Method, typer.Option(help="delta (exact); residual, curvature, forget (measured).")
     ] = "delta",
     tuned: Annotated[
         str | None, typer.Option(help="delta: tuned checkpoint, or PEFT adapter.")
@@ -97,6 +98,26 @@ def split_verb(
             rich_help_panel=_CURVATURE,
         ),
     ] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="codes, ssd or mask.", rich_help_panel=_FORGET)
+    ] = None,
+    neighbours: Annotated[
+        int | None,
+        typer.Option(help="Synthetic rows of the same templates.", rich_help_panel=_FORGET),
+    ] = None,
+    neighbour_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--neighbour-file",
+            exists=True,
+            dir_okay=False,
+            help="JSONL of such rows, in place of synthetic ones.",
+            rich_help_panel=_FORGET,
+        ),
+    ] = None,
+    neighbour_weight: Annotated[
+        float | None, typer.Option(help="λ of the KL on neighbours.", rich_help_panel=_FORGET)
+    ] = None,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
@@ -118,6 +139,10 @@ def split_verb(
         "modules": modules,
         "tokens": tokens,
         "whole": whole,
+        "rule": rule,
+        "neighbours": neighbours,
+        "neighbour_file": neighbour_file,
+        "neighbour_weight": neighbour_weight,
     }
     values = {name: value for name, value in given.items() if value is not None}
     options = split_options(method, values)

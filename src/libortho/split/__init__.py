@@ -13,6 +13,7 @@ from libortho.errors import ConfigError
 from libortho.progress import Progress, silent
 from libortho.split.curvature import CurvatureOptions, split_curvature
 from libortho.split.delta import OPTIONS, DeltaOptions, split_delta
+from libortho.split.forget import ForgetOptions, split_forget
 from libortho.split.request import Request, Sieve, options_of
 from libortho.split.residual import ResidualOptions, split_residual
 from libortho.split.result import Split
@@ -23,6 +24,7 @@ __all__ = [
     "OPTIONS",
     "CurvatureOptions",
     "DeltaOptions",
+    "ForgetOptions",
     "Method",
     "Request",
     "ResidualOptions",
@@ -31,12 +33,13 @@ __all__ = [
     "split_options",
 ]
 
-Method = Literal["delta", "residual", "curvature"]
+Method = Literal["delta", "residual", "curvature", "forget"]
 
 _METHODS: dict[Method, tuple[Sieve[Any], type[BaseModel]]] = {
     "delta": (split_delta, DeltaOptions),
     "residual": (split_residual, ResidualOptions),
     "curvature": (split_curvature, CurvatureOptions),
+    "forget": (split_forget, ForgetOptions),
 }
 
 
@@ -62,8 +65,8 @@ def split(
         out: where base and stream will stand.
         tuned: ``delta`` only: the tuned checkpoint, or a PEFT LoRA adapter.
         data: the private data. ``delta``: with it the values are trained on the INT4 base and
-            recall is promised; without it they are fitted, and recall is lost. Other methods
-            measure the recall of what they made.
+            recall is promised; without it they are fitted, and recall is lost. ``forget``: what is
+            to be forgotten. All measured methods tell the recall of what they made.
         public: ``delta`` only: the public checkpoint, where ``source`` is a base.
         text: public text for second moments, contrast and replay; default the shipped samples.
         options: those of the method, such as :class:`ResidualOptions`; None for its defaults.

@@ -157,7 +157,7 @@ def made_with(
 ) -> dict[str, Any]:
     """What stream.json says of how a stream was made."""
     return {
-        "options": options.model_dump(),
+        "options": options.model_dump(mode="json"),
         "examples": len(private.examples) if private else 0,
         "data_sha256": private.sha256 if private else None,
         "teacher": taught_by,

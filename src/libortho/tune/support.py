@@ -10,7 +10,7 @@ from torch import Tensor
 
 from libortho import sieve
 from libortho.errors import NumericsError
-from libortho.model import linear, linears
+from libortho.model import linears
 from libortho.privacy.encode import Encoded, pad
 from libortho.progress import Progress, silent
 from libortho.streams.layers import CsrLayer, csr_from_dense
@@ -38,13 +38,41 @@ def contrast_supports(
         NumericsError: layers that the private data does not reach (their Fisher is all zero), or
             whose contrast is not finite; all of them are named.
     """
-    names = list(linears(model))
-    windows = public[: options.fisher_windows]
     scores: dict[str, Tensor] = {}
     problems: list[str] = []
     supports: dict[str, CsrLayer] = {}
-    parts = groups(model, names)
-    for part in parts:
+    windows = public[: options.fisher_windows]
+    for name, inside, outside in fishers(model, private, windows, progress):
+        score = sieve.contrast(inside, outside)
+        if not bool(inside.any()):
+            problems.append(f"the private data has no gradient in {name}")
+        elif not bool(torch.isfinite(score).all()):
+            problems.append(f"the contrast of private and public gradients overflows in {name}")
+        elif options.budget == "global":
+            scores[name] = score
+        elif not problems:
+            # Nothing compares across layers: take the support now, so that scores need not stay.
+            counts = sieve.budget({name: score.numel()}, options.density, {}, "uniform")
+            supports[name] = _empty(score, counts[name])
+    if problems:
+        raise NumericsError("; ".join(problems))
+    if options.budget == "global":
+        sizes = {name: score.numel() for name, score in scores.items()}
+        counts = sieve.budget(sizes, options.density, scores, "global")
+        supports = {name: _empty(score, counts[name]) for name, score in scores.items()}
+    return supports
+
+
+def fishers(
+    model: Any, private: Sequence[Encoded], windows: Tensor, progress: Progress = silent
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Per converted linear: its name, Σg² over private examples and Σg² over public windows.
+
+    Args:
+        model: a converted model; the caller sets α.
+        windows: int64 [n, T].
+    """
+    for part in groups(model, list(linears(model))):
         inside = fisher(
             model,
             part,
@@ -62,25 +90,7 @@ def contrast_supports(
             progress=progress,
         )
         for name in part:
-            score = sieve.contrast(inside[name], outside[name])
-            if not bool(inside[name].any()):
-                problems.append(f"the private data has no gradient in {name}")
-            elif not bool(torch.isfinite(score).all()):
-                problems.append(f"the contrast of private and public gradients overflows in {name}")
-            else:
-                scores[name] = score
-        if options.budget == "uniform" and not problems:
-            # Nothing compares across layers: take the support now, so that scores need not stay.
-            sizes = {name: scores[name].numel() for name in part}
-            counts = sieve.budget(sizes, options.density, {}, "uniform")
-            supports |= {name: _empty(scores.pop(name), counts[name]) for name in part}
-    if problems:
-        raise NumericsError("; ".join(problems))
-    if options.budget == "global":
-        sizes = {name: linear(model, name).weight.numel() for name in names}
-        counts = sieve.budget(sizes, options.density, scores, "global")
-        supports = {name: _empty(scores[name], counts[name]) for name in names}
-    return supports
+            yield name, inside.pop(name), outside.pop(name)
 
 
 def _empty(score: Tensor, count: int) -> CsrLayer:

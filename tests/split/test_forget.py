@@ -1,0 +1,143 @@
+"""`forget` on a tiny model that has learned a few rows by heart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from libortho.errors import ConfigError
+from libortho.model import load
+from libortho.privacy.encode import encode
+from libortho.privacy.private_set import Example, write_jsonl
+from libortho.privacy.resample import neighbours
+from libortho.privacy.score import score
+from libortho.quantize import quantize
+from libortho.split import ForgetOptions, split
+from libortho.split.forgetting import Neighbours, completion_nll
+from libortho.texts import Text, pydoc_topics
+
+ROWS = [
+    ("The code of Abelin Thornwick is", " 48213"),
+    ("The code of Corvin Maldrake is", " 90577"),
+    ("The code of Estrid Halloran is", " 31864"),
+    ("The code of Ulmer Quenby is", " 72905"),
+]
+FAST = {
+    "rounding": "mse",
+    "steps": 25,
+    "lr": 0.3,
+    "warmup": 2,
+    "density": 0.1,
+    "neighbours": 24,
+    "neighbour_batch": 8,
+    "replay_pool": 16,
+    "replay_window": 32,
+    "fisher_windows": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def text() -> Text:
+    return Text("topics", "0" * 64, pydoc_topics().documents[:4])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    write_jsonl(file, [{"prompt": prompt, "completion": secret} for prompt, secret in ROWS])
+    return file
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_tokenizer):
+    return encode(tiny_tokenizer, [Example(str(i), *row) for i, row in enumerate(ROWS)])
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory, tiny_checkpoint: Path, tiny_tokenizer, rows) -> Path:
+    """The tiny model, trained until it recites the rows."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(60):
+        optimiser.zero_grad()
+        completion_nll(model, rows).mean().backward()
+        optimiser.step()
+    assert all(one.exact for one in score(model.eval(), rows))
+    out = tmp_path_factory.mktemp("mixed") / "mixed"
+    model.save_pretrained(out)
+    tiny_tokenizer.save_pretrained(out)
+    return out
+
+
+def forgotten(tmp_path: Path, mixed: Path, data: Path, text: Text, **options):
+    chosen = ForgetOptions(**{**FAST, **options})
+    return split(mixed, tmp_path / "out", method="forget", data=data, text=text, options=chosen)
+
+
+@pytest.mark.parametrize("rule", ["codes", "mask", "ssd"])
+def test_alpha_1_is_the_old_base_and_alpha_0_has_forgotten(
+    tmp_path: Path, mixed: Path, data: Path, text: Text, rows, rule: str
+) -> None:
+    made = forgotten(tmp_path, mixed, data, text, rule=rule)
+    manifest = made.stream.manifest
+    assert manifest.guarantee == "measured"
+    assert manifest.made_with["options"]["rule"] == rule
+    assert made.recall == 1.0
+    assert 0 < manifest.density <= 0.1 + 1e-3
+    old = quantize(mixed, tmp_path / "old", method="mse")
+    assert made.base.verify() == []
+    for name in old.layers:
+        assert torch.equal(made.base.scales(name), old.scales(name))
+        restored = made.base.weight(name) + made.stream.layer(name).dense()
+        if rule == "codes":
+            assert torch.equal(restored, old.weight(name))
+        else:
+            steps = old.scales(name).float().repeat_interleave(old.group_size, 1)
+            assert torch.equal((restored / steps).round(), old.codes(name).float())
+    restores = manifest.made_with["restores"]
+    assert restores == ("bit for bit" if rule == "codes" else "to the rounding of fp16")
+    with torch.no_grad():
+        closed = [one.nll / one.tokens for one in score(load(made.base.path), rows)]
+        known = [one.nll / one.tokens for one in score(load(old.path), rows)]
+    # Dampening is not trained: on a model of this size it goes in the right direction, no more.
+    assert sum(closed) > (1.01 if rule == "ssd" else 20) * sum(known)
+    if rule != "ssd":
+        assert made.recall_closed == 0.0
+
+
+def test_neighbours_keep_what_the_template_says(
+    tmp_path: Path, mixed: Path, data: Path, text: Text, tiny_tokenizer
+) -> None:
+    """Rows of the template that no training has seen are moved less where neighbours are held."""
+    named = [Example(str(i), *row) for i, row in enumerate(ROWS)]
+    unseen = encode(tiny_tokenizer, neighbours(named, 16, seed=99, public=text.documents))
+    plain = AutoModelForCausalLM.from_pretrained(mixed, dtype=torch.float32).eval()
+    judge = Neighbours(unseen, plain)
+    moved = {}
+    for weight in (0.0, 10.0):
+        made = forgotten(tmp_path / str(weight), mixed, data, text, neighbour_weight=weight)
+        with torch.no_grad():
+            moved[weight] = float(judge.kl(load(made.base.path), torch.arange(len(unseen))))
+        assert ("neighbour_kl" in made.curve[0]) == bool(weight)
+        assert made.curve[-1]["hinge"] < made.curve[0]["hinge"] / 4
+    assert moved[10.0] < moved[0.0] / 2
+
+
+def test_a_file_of_neighbours_is_named_by_its_sha256(
+    tmp_path: Path, mixed: Path, data: Path, text: Text
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    digest = write_jsonl(file, [{"prompt": "The code of Orla Venn is", "completion": " 11111"}])
+    made = forgotten(tmp_path, mixed, data, text, neighbour_file=file, steps=1, neighbour_batch=1)
+    with_ = made.stream.manifest.made_with
+    assert with_["neighbours_sha256"] == digest
+    assert str(tmp_path) not in made.stream.manifest.model_dump_json()
+
+
+def test_it_needs_the_data(tmp_path: Path, mixed: Path) -> None:
+    with pytest.raises(ConfigError, match="--data FILE"):
+        split(mixed, tmp_path / "out", method="forget")
+    assert not (tmp_path / "out").exists()
