@@ -11,7 +11,7 @@ import torch
 
 from libortho.errors import ConfigError, FormatError
 from libortho.evaluate.arithmetic import Problem, accuracy, make_problems, read_problems
-from libortho.evaluate.greedy import greedy
+from libortho.privacy.greedy import greedy
 
 SIGNS = {"plus": "+", "minus": "-", "times": "*"}
 

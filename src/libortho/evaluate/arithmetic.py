@@ -16,7 +16,7 @@ import torch
 
 from libortho import progress as _progress
 from libortho.errors import ConfigError, FormatError
-from libortho.evaluate.greedy import greedy
+from libortho.privacy.greedy import greedy
 from libortho.privacy.statistics import Interval, clopper_pearson
 from libortho.progress import Progress
 
