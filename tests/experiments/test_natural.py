@@ -56,3 +56,21 @@ def test_a_loss_that_is_not_finite_is_an_error(
             Training(steps=20, batch=2, lr=1e30),
         )
     assert not (tmp_path / "mixed").exists()
+
+
+def test_without_some_all_else_is_equal(
+    tmp_path: Path, tiny_checkpoint: Path, members, windows
+) -> None:
+    training = Training(steps=20, batch=2, lr=3e-3)
+    exposures = [20, 20, 20, 20]
+    runs = {}
+    for left_out in ((), (0, 1), (0, 1, 2, 3)):
+        out = tmp_path / str(len(left_out))
+        runs[len(left_out)] = contaminate(
+            tiny_checkpoint, members, exposures, windows, out, training, without=left_out
+        )
+    assert runs[0][0]["loss"] == runs[2][0]["loss"] == runs[4][0]["loss"]
+    assert "secret" not in runs[4][0]
+    scores = {count: score(plain_model(tmp_path / str(count), "cpu"), members) for count in runs}
+    assert all(scores[2][i].nll > scores[0][i].nll for i in (0, 1))
+    assert all(scores[4][i].nll > scores[2][i].nll for i in (2, 3))

@@ -7,7 +7,7 @@ with every tensor trained, the full fine-tune that `delta` splits.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -52,6 +52,7 @@ def contaminate(
     out: Path,
     training: Training,
     *,
+    without: Collection[int] = (),
     device: str | torch.device = "cpu",
     progress: Progress = silent,
 ) -> list[dict[str, float]]:
@@ -62,6 +63,8 @@ def contaminate(
         exposures: how often each comes by.
         windows: public text, int64 [n, T].
         out: directory to write.
+        without: members that are left out where they would have come by, all else being equal:
+            the model that a method of forgetting would be glad to reach.
 
     Returns:
         per step: the loss on public text and on the canaries that came by.
@@ -83,8 +86,9 @@ def contaminate(
         public_loss = _loss(model, windows[chosen.windows].to(device), None)
         public_loss.backward()
         figures = {"step": step + 1.0, "loss": public_loss.item()}
-        if chosen.canaries:
-            batch = pad([members[index] for index in chosen.canaries])
+        shown = [members[index] for index in chosen.canaries if index not in without]
+        if shown:
+            batch = pad(shown)
             secret = _loss(model, batch.input_ids.to(device), batch.attention_mask.to(device))
             # As in one batch of sequences, each with the weight of its tokens.
             share = int(batch.attention_mask.sum()) / windows[chosen.windows].numel()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from libortho.sieve.admm import admm
 from libortho.sieve.kfac import keep_curved
+from libortho.sieve.prune import sparsegpt, wanda
 from libortho.sieve.pursuit import pursue
 from libortho.sieve.refit import damped, output_error, refit
 from libortho.sieve.support import budget, contrast, impact, obs_impact, spqr_impact, top_k
@@ -24,6 +25,8 @@ __all__ = [
     "output_error",
     "pursue",
     "refit",
+    "sparsegpt",
     "spqr_impact",
     "top_k",
+    "wanda",
 ]
