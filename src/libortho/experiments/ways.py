@@ -65,13 +65,15 @@ class Plan:
     repair: RepairOptions
 
 
+# A demo waits for nothing that its verdict does not need: short settling, few steps on `repair`.
+_SETTLE = 15
 DEMO = Plan(
     members=20,
-    tune=tune_options(),
+    tune=tune_options(settle=_SETTLE),
     lora=LORA_OPTIONS,
-    delta=DELTA_OPTIONS,
+    delta=DELTA_OPTIONS.model_copy(update={"settle": _SETTLE}),
     residual=ResidualOptions(),
-    repair=RepairOptions(),
+    repair=RepairOptions(steps=40),
 )
 
 

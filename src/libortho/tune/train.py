@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from libortho import gate
 from libortho.errors import NumericsError
 from libortho.privacy.encode import Batch, Encoded, pad
+from libortho.privacy.score import completion_logits
 from libortho.progress import Progress, silent
 from libortho.tune.options import TuneOptions
 from libortho.tune.replay import Replay, draws
@@ -106,10 +107,12 @@ def _private_loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Mean NLL of completion tokens, and per example whether all of them are the argmax."""
     device = next(model.parameters()).device
     ids, mask = batch.input_ids.to(device), batch.attention_mask.to(device)
-    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
-    position = torch.arange(1, ids.shape[1], device=device)
-    wanted = (position >= batch.prompt_lengths.to(device)[:, None]) & (mask[:, 1:] == 1)
-    targets = ids[:, 1:]
+    first = int(batch.prompt_lengths.min()) - 1
+    logits = completion_logits(model, ids, mask, first).float()
+    position = torch.arange(first + 1, ids.shape[1], device=device)
+    wanted = position >= batch.prompt_lengths.to(device)[:, None]
+    wanted &= mask[:, first + 1 :] == 1
+    targets = ids[:, first + 1 :]
     exact = ((logits.argmax(-1) == targets) | ~wanted).all(1)
     return nn.functional.cross_entropy(logits[wanted], targets[wanted]), exact
 
