@@ -105,7 +105,7 @@ def test_alpha_1_is_the_old_base_and_alpha_0_has_forgotten(
     # Dampening is not trained: on a model of this size it goes in the right direction, no more.
     assert sum(closed) > (1.01 if rule == "ssd" else 20) * sum(known)
     if rule != "ssd":
-        assert made.recall_closed == 0.0
+        assert made.recall_closed < 0.5
 
 
 def test_neighbours_keep_what_the_template_says(

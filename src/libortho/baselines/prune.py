@@ -41,10 +41,10 @@ def prune(
     target = Path(out).expanduser().absolute()
     check_target(target)
     checkpoint = Checkpoint(source)
-    layers, _ = linear_layers(checkpoint.skeleton(), _GROUP)
+    layers, _ = linear_layers(checkpoint.skeleton(), _GROUP, checkpoint.naming)
     weights = {}
     for name, moment in hessians(checkpoint, windows, list(layers), progress=progress):
-        weight = checkpoint.tensor(f"{name}.weight").float()
+        weight = checkpoint.parameter(f"{name}.weight").float()
         remove = sieve.wanda if rule == "wanda" else sieve.sparsegpt
         weights[f"{name}.weight"] = remove(weight, sieve.damped(moment), density)
     return write_edited(checkpoint, weights, target)

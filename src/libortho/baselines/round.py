@@ -21,11 +21,11 @@ def rounded(source: str | Path, out: str | Path, *, bits: int = 8, group_size: i
     target = Path(out).expanduser().absolute()
     check_target(target)
     checkpoint = Checkpoint(source)
-    layers, _ = linear_layers(checkpoint.skeleton(), group_size)
+    layers, _ = linear_layers(checkpoint.skeleton(), group_size, checkpoint.naming)
     high = 2 ** (bits - 1) - 1
     weights = {}
     for name, (rows, _) in layers.items():
-        groups = checkpoint.tensor(f"{name}.weight").float().view(rows, -1, group_size)
+        groups = checkpoint.parameter(f"{name}.weight").float().view(rows, -1, group_size)
         scale = groups.abs().amax(2, keepdim=True).clamp(min=1e-12) / high
         codes = (groups / scale).round().clamp(-high - 1, high)
         weights[f"{name}.weight"] = (codes * scale).view(rows, -1)

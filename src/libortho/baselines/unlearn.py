@@ -102,7 +102,7 @@ def unlearn(
         replay_window=options.replay_window, replay_pool=options.replay_pool, seed=options.seed
     )
     replay = Replay(replay_windows(tokenizer, shared, text), before)
-    names = [f"{name}.weight" for name in linear_layers(model, _GROUP)[0]]
+    names = [f"{name}.weight" for name in linear_layers(model, _GROUP, checkpoint.naming)[0]]
     parameters = [model.get_parameter(name).requires_grad_(True) for name in names]
     optimiser = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=0.0)
     chosen_rows = draws(len(encoded), min(options.private_batch, len(encoded)), options.seed)

@@ -22,24 +22,30 @@ def write_moved(
 ) -> BaseStream:
     """Write the base ``before`` with other codes; scales and everything else stay."""
     manifest = before.manifest
+    layers = {**before.layers, **manifest.experts}
 
     def moved() -> Iterator[QuantisedLayer]:
-        for name in before.layers:
-            codes, scales = before.codes(name), before.scales(name)
+        for name in layers:
+            codes, scales, error = (
+                before.codes(name),
+                before.scales(name),
+                manifest.relative_error[name],
+            )
             if name in moves:
                 codes = codes + moves[name]
-            weight = checkpoint.tensor(f"{name}.weight").float()
-            missed = dequantise(codes, scales).sub_(weight).norm()
-            error = missed / weight.norm().clamp(min=torch.finfo(torch.float32).tiny)
-            yield QuantisedLayer(name, codes, scales, float(error))
+                weight = checkpoint.parameter(f"{name}.weight").float()
+                missed = dequantise(codes, scales).sub_(weight).norm()
+                error = float(missed / weight.norm().clamp(min=torch.finfo(torch.float32).tiny))
+            yield QuantisedLayer(name, codes, scales, error)
 
     return write_base(
         out,
         checkpoint,
-        before.layers,
+        layers,
         moved(),
         quantiser=manifest.quantiser,
         skipped=manifest.skipped,
+        experts=manifest.experts,
         calibration=manifest.calibration,
     )
 
