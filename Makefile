@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test test-vllm lint clean
 
 PYTHON ?= python3
 # The tested version. Any torch that is already in .venv is kept.
@@ -17,12 +17,13 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 
 VENV := .venv
+VLLM_VENV := .venv-vllm
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.libortho-installed
 SOURCES := pyproject.toml $(wildcard setup.py) $(shell find src/libortho/csrc -type f 2>/dev/null)
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  Variables: PYTHON=$(PYTHON)  TORCH=$(TORCH)  TORCH_INDEX=$(TORCH_INDEX)  JOBS=$(JOBS)"
 
@@ -33,6 +34,11 @@ demo: $(INSTALLED) ## Learn secrets, split the weights, judge alpha = 0; options
 
 test: lint ## Lint, then every test; options in PYTEST_ARGS
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+test-vllm: ## Real vLLM on a CPU, in .venv-vllm; leaves a dated record in records/vllm
+	$(PYTHON) tests-vllm/environment.py $(VLLM_VENV)
+	PYTHONPATH=$(VLLM_VENV)/plugin:src LIBORTHO_RECORDS=records/vllm OMP_NUM_THREADS=1 \
+	  $(VLLM_VENV)/bin/python -m pytest -q tests-vllm $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## ruff, mypy and import-linter
 	$(BIN)/ruff check .

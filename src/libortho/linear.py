@@ -262,7 +262,7 @@ def _part(layer: Layer) -> Part:
     return LowRankStream(layer) if isinstance(layer, LowRankLayer) else DenseStream(layer)
 
 
-def add_gated(y: Tensor, x: Tensor, stream: nn.Module, alpha: Tensor) -> Tensor:
+def add_gated(y: Tensor, x: Tensor, stream: Callable[[Tensor], Tensor], alpha: Tensor) -> Tensor:
     """Add α · stream(x) to the rows whose α is not 0; other rows keep their bits.
 
     Args:

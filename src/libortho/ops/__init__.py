@@ -16,7 +16,14 @@ from torch import Tensor
 from libortho.layout import BaseTiles, OrthoTiles
 from libortho.ops.loading import Backend, backend, is_loaded
 
-__all__ = ["Backend", "backend", "dense_route_calls", "dual_linear", "native_op_calls"]
+__all__ = [
+    "Backend",
+    "add_streams",
+    "backend",
+    "dense_route_calls",
+    "dual_linear",
+    "native_op_calls",
+]
 
 
 def dual_linear(
@@ -54,6 +61,41 @@ def dual_linear(
         alpha,
     )
     return result
+
+
+def add_streams(
+    y: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    which: Sequence[int],
+    streams: Sequence[tuple[OrthoTiles, Tensor]],
+) -> None:
+    """Adds streams, in place, to a product with the base that another kernel computed.
+
+    Rows of y whose alpha is 0 keep their bits and do not read the stream. Sums run in float32 and
+    are rounded to the dtype of y once.
+
+    Args:
+        y: [M, N] in the dtype of x.
+        x: [M, K] float32, bfloat16 or float16.
+        alpha: [A, T >= M] float32, contiguous; columns from M on are not looked at.
+        which: the row of alpha of each stream.
+        streams: positions and values [S, 16] of each stream.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit; the message names the argument.
+    """
+    if not is_loaded():
+        backend()
+    torch.ops.libortho.add_streams(
+        y,
+        x,
+        alpha,
+        which,
+        [tiles.slice_ptr for tiles, _ in streams],
+        [tiles.columns for tiles, _ in streams],
+        [values for _, values in streams],
+    )
 
 
 def native_op_calls() -> int:

@@ -142,6 +142,7 @@ def _register(*devices: str) -> None:
     for device in devices:
         implementations.impl("dual_linear", reference.dual_linear, device)
         implementations.impl("dual_linear_backward", reference.dual_linear_backward, device)
+        implementations.impl("add_streams", reference.add_streams, device)
     _definitions.append(implementations)
     register_fakes()
     register_derivatives()

@@ -87,6 +87,32 @@ def dual_linear_backward(
     return grad_x.to(grad.dtype), grad_values
 
 
+def add_streams(
+    y: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    which: Sequence[int],
+    slice_ptr: Sequence[Tensor],
+    columns: Sequence[Tensor],
+    values: Sequence[Tensor],
+) -> None:
+    """Adds the streams to y [M, N] in place; arguments as in ``schema.SCHEMAS``."""
+    xs, wide = x.float(), y.float()
+    for index, row in enumerate(which):
+        weight = alpha[row, : x.shape[0]]
+        if x.device.type != "cpu" or bool(weight.any()):
+            ortho = _dense(
+                slice_ptr[index],
+                columns[index],
+                values[index],
+                y.shape[1],
+                x.shape[1],
+                torch.float32,
+            )
+            wide = _add_by_selection(wide, xs, ortho, weight)
+    y.copy_(wide)
+
+
 def _add_by_selection(y: Tensor, x: Tensor, weight: Tensor, alpha: Tensor) -> Tensor:
     """y + alpha (x weight^T) where alpha is not 0, y elsewhere, whatever the weights hold."""
     return torch.where(alpha[:, None] != 0, y + alpha[:, None] * (x @ weight.T), y)

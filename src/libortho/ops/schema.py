@@ -16,13 +16,16 @@ SCHEMAS = (
     "dual_linear_backward(Tensor grad, Tensor? x, Tensor tiles, Tensor scales, int rows, "
     "int group_size, Tensor[] slice_ptr, Tensor[] columns, Tensor[] values, Tensor alpha, "
     "bool need_x, bool[] need_values) -> (Tensor, Tensor[])",
+    "add_streams(Tensor(a!) y, Tensor x, Tensor alpha, int[] which, Tensor[] slice_ptr, "
+    "Tensor[] columns, Tensor[] values) -> ()",
 )
 
 
 def register_fakes() -> None:
-    """Tells the dispatcher the shapes of both ops."""
+    """Tells the dispatcher the shapes that the ops return."""
     torch.library.register_fake("libortho::dual_linear", _forward)
     torch.library.register_fake("libortho::dual_linear_backward", _backward)
+    torch.library.register_fake("libortho::add_streams", _add_streams)
 
 
 def _check(
@@ -111,3 +114,22 @@ def _backward(
         for value, need in zip(values, need_values, strict=True)
     ]
     return grad.new_empty((grad.shape[0] if need_x else 0, inputs)), grad_values
+
+
+def _add_streams(
+    y: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    which: Sequence[int],
+    slice_ptr: Sequence[Tensor],
+    columns: Sequence[Tensor],
+    values: Sequence[Tensor],
+) -> None:
+    torch._check(
+        x.dim() == 2 and y.dim() == 2 and y.dtype == x.dtype,
+        lambda: f"y and x: expected matrices of one dtype, found {list(y.shape)}, {list(x.shape)}",
+    )
+    torch._check(
+        len(which) == len(slice_ptr) == len(columns) == len(values),
+        lambda: "streams: which, slice_ptr, columns and values differ in number",
+    )

@@ -51,6 +51,24 @@ void check_type(const Tensor& tensor, ScalarType wanted, const char* name) {
   STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a CPU tensor");
 }
 
+// The tensors of one stream of `rows` output features; returns the type of its values.
+orth::DType check_stream(const Tensor& slice_ptr, const Tensor& columns, const Tensor& values,
+                         int64_t rows, bool wide, int64_t s) {
+  check_type(slice_ptr, ScalarType::Int, "slice_ptr");
+  check_type(columns, ScalarType::Short, "columns");
+  STD_TORCH_CHECK(slice_ptr.dim() == 1 && slice_ptr.size(0) == orth::slice_count(rows) + 1,
+                  "slice_ptr: expected [", orth::slice_count(rows) + 1, "] in stream ", s);
+  STD_TORCH_CHECK(columns.dim() == 2 && columns.size(1) == orth::kSliceRows && values.dim() == 2 &&
+                      values.size(1) == orth::kSliceRows && values.size(0) == columns.size(0),
+                  "columns and values: expected [S, 16] both in stream ", s);
+  const orth::DType type = dtype_of(values, "values");
+  STD_TORCH_CHECK(values.is_cpu() &&
+                      (type == orth::DType::kFloat16 || type == orth::DType::kFloat32 ||
+                       (type == orth::DType::kFloat64 && wide)),
+                  "values: expected float16 or float32 on the CPU (float64 with float64 x)");
+  return type;
+}
+
 // A dispatcher call costs more than this check, and nearly every tensor is contiguous.
 Tensor packed(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
@@ -103,19 +121,7 @@ struct Operands {
                     "alpha: expected [", count, ", ", m, "]");
     const float* alphas = hold<float>(alpha);
     for (int64_t s = 0; s < count; ++s) {
-      check_type(slice_ptr[s], ScalarType::Int, "slice_ptr");
-      check_type(columns[s], ScalarType::Short, "columns");
-      STD_TORCH_CHECK(slice_ptr[s].dim() == 1 && slice_ptr[s].size(0) == orth::slice_count(rows) + 1,
-                      "slice_ptr: expected [", orth::slice_count(rows) + 1, "] in stream ", s);
-      STD_TORCH_CHECK(columns[s].dim() == 2 && columns[s].size(1) == orth::kSliceRows &&
-                          values[s].dim() == 2 && values[s].size(1) == orth::kSliceRows &&
-                          values[s].size(0) == columns[s].size(0),
-                      "columns and values: expected [S, 16] both in stream ", s);
-      const orth::DType type = dtype_of(values[s], "values");
-      STD_TORCH_CHECK(values[s].is_cpu() &&
-                          (type == orth::DType::kFloat16 || type == orth::DType::kFloat32 ||
-                           (type == orth::DType::kFloat64 && wide)),
-                      "values: expected float16 or float32 on the CPU (float64 with float64 x)");
+      const orth::DType type = check_stream(slice_ptr[s], columns[s], values[s], rows, wide, s);
       slots.push_back(values[s].size(0));
       streams.push_back({hold<int32_t>(slice_ptr[s]), hold<uint16_t>(columns[s]),
                          hold<void>(values[s]), type, alphas + s * m});
@@ -249,6 +255,52 @@ std::tuple<Tensor, std::vector<Tensor>> dual_linear_backward(
               : backward<float>(operands, grad, x, values, need_x, need_values, ScalarType::Float);
 }
 
+// y += sum_s alpha_s (x ortho_s^T) on the rows that are open; others keep their bits. `alpha` is
+// [streams, T >= M] and `which` the row of each stream in it.
+void add_streams(Tensor y, Tensor x, Tensor alpha, std::vector<int64_t> which,
+                 std::vector<Tensor> slice_ptr, std::vector<Tensor> columns,
+                 std::vector<Tensor> values) {
+  dtype_of(x, "x");
+  dtype_of(y, "y");
+  STD_TORCH_CHECK(x.is_cpu() && y.is_cpu(), "x and y: expected CPU tensors");
+  STD_TORCH_CHECK(x.dim() == 2 && y.dim() == 2 && y.size(0) == x.size(0) &&
+                      y.scalar_type() == x.scalar_type(),
+                  "y: expected [M, N] in the rows and dtype of x");
+  const int64_t m = x.size(0), n = y.size(1), k = x.size(1);
+  STD_TORCH_CHECK(n > 0 && k > 0 && k <= orth::kMaxColumns, "x: expected 1 to ",
+                  orth::kMaxColumns, " columns, found ", k);
+  check_type(alpha, ScalarType::Float, "alpha");
+  STD_TORCH_CHECK(alpha.dim() == 2 && alpha.size(1) >= m && alpha.is_contiguous(),
+                  "alpha: expected contiguous [streams, ", m, " or more]");
+  STD_TORCH_CHECK(which.size() == values.size() && slice_ptr.size() == values.size() &&
+                      columns.size() == values.size(),
+                  "streams: which, slice_ptr, columns and values differ in number");
+  const float* alphas = static_cast<const float*>(alpha.const_data_ptr());
+  std::vector<Tensor> held;
+  std::vector<orth::Stream> open;
+  for (size_t s = 0; s < values.size(); ++s) {
+    STD_TORCH_CHECK(which[s] >= 0 && which[s] < alpha.size(0), "which: no row ", which[s]);
+    const float* row = alphas + which[s] * alpha.size(1);
+    if (std::all_of(row, row + m, [](float value) { return value == 0.0f; })) continue;
+    check_stream(slice_ptr[s], columns[s], values[s], n, false, s);
+    for (const Tensor& part : {slice_ptr[s], columns[s], values[s]}) held.push_back(packed(part));
+    const Tensor* parts = &held[held.size() - 3];
+    open.push_back({static_cast<const int32_t*>(parts[0].const_data_ptr()),
+                    static_cast<const uint16_t*>(parts[1].const_data_ptr()),
+                    parts[2].const_data_ptr(), dtype_of(parts[2], "values"), row});
+  }
+  if (open.empty()) return;
+  const Tensor wide_x = packed(converted(x, ScalarType::Float));
+  const bool in_place = y.scalar_type() == ScalarType::Float && y.is_contiguous();
+  Tensor wide_y = in_place ? y : packed(converted(y, ScalarType::Float));
+  for (const orth::Stream& stream : open) {
+    orth::orth_stream_forward<float>(n, k, stream,
+                                     static_cast<const float*>(wide_x.const_data_ptr()), m,
+                                     static_cast<float*>(wide_y.mutable_data_ptr()), run_parallel);
+  }
+  if (!in_place) torch::stable::copy_(y, wide_y);
+}
+
 int64_t native_op_calls() { return native_calls.load(std::memory_order_relaxed); }
 int64_t dense_route_calls() { return dense_calls.load(std::memory_order_relaxed); }
 int64_t isa() { return static_cast<int64_t>(orth::active_isa()); }
@@ -264,6 +316,9 @@ STABLE_TORCH_LIBRARY(libortho, library) {
       "dual_linear_backward(Tensor grad, Tensor? x, Tensor tiles, Tensor scales, int rows, "
       "int group_size, Tensor[] slice_ptr, Tensor[] columns, Tensor[] values, Tensor alpha, "
       "bool need_x, bool[] need_values) -> (Tensor, Tensor[])");
+  library.def(
+      "add_streams(Tensor(a!) y, Tensor x, Tensor alpha, int[] which, Tensor[] slice_ptr, "
+      "Tensor[] columns, Tensor[] values) -> ()");
   library.def("native_op_calls() -> int");
   library.def("dense_route_calls() -> int");
   library.def("isa() -> int");
@@ -272,6 +327,7 @@ STABLE_TORCH_LIBRARY(libortho, library) {
 STABLE_TORCH_LIBRARY_IMPL(libortho, CPU, library) {
   library.impl("dual_linear", TORCH_BOX(&dual_linear));
   library.impl("dual_linear_backward", TORCH_BOX(&dual_linear_backward));
+  library.impl("add_streams", TORCH_BOX(&add_streams));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(libortho, CompositeExplicitAutograd, library) {

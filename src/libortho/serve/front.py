@@ -1,0 +1,105 @@
+"""Where requests enter: what the engine cannot honour is refused, and prefixes are kept apart."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+
+from libortho.errors import AlphaError
+from libortho.serve.config import attached_to
+from libortho.serve.requests import FIELD, request_alphas, salted
+
+Wrapped = Callable[..., Any]
+
+
+def hook_front() -> None:
+    """Wrap the request check of the API process, and the fields of its endpoints."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    InputProcessor.process_inputs = _checking(InputProcessor.process_inputs)
+    for request in (CompletionRequest, ChatCompletionRequest):
+        request.to_beam_search_params = _without_beams(request.to_beam_search_params)
+        request.to_sampling_params = _in_its_place(request.to_sampling_params)
+
+
+def hook_core() -> None:
+    """Salt every request's prefix hashes in the engine core, before the first is computed."""
+    from vllm.v1.engine.core import EngineCore
+
+    EngineCore.preprocess_add_request = _salting(EngineCore.preprocess_add_request)
+
+
+def _checking(original: Wrapped) -> Wrapped:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(self, *args, **kwargs).arguments
+        attached = attached_to(self.vllm_config)
+        try:
+            request_alphas(getattr(given["params"], "extra_args", None), attached)
+            if given.get("resumable") and attached.streams:
+                raise AlphaError(
+                    "a resumable request may change its parameters midway, and alpha holds to a "
+                    "request's end; send the turns as requests of their own"
+                )
+        except AlphaError as error:
+            raise VLLMValidationError(str(error), parameter=FIELD) from error
+        return original(self, *args, **kwargs)
+
+    return process_inputs
+
+
+def _salting(original: Wrapped) -> Wrapped:
+    @functools.wraps(original)
+    def preprocess_add_request(self: Any, request: Any) -> Any:
+        attached = attached_to(self.vllm_config)
+        if attached.streams:
+            params = request.sampling_params
+            alphas = request_alphas(params.extra_args if params else None, attached)
+            if request.resumable:
+                raise AlphaError("resumable requests are refused where streams are attached")
+            request.cache_salt = salted(request.cache_salt, alphas, attached)
+        return original(self, request)
+
+    return preprocess_add_request
+
+
+def _without_beams(original: Wrapped) -> Wrapped:
+    @functools.wraps(original)
+    def to_beam_search_params(request: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_place(request)
+        if FIELD in (request.vllm_xargs or {}):
+            raise VLLMValidationError(
+                f"{FIELD} with beam search: vLLM drops vllm_xargs there, and the answer would be "
+                "the base's; sample, or search with libortho.load",
+                parameter=FIELD,
+            )
+        return original(request, *args, **kwargs)
+
+    return to_beam_search_params
+
+
+def _in_its_place(original: Wrapped) -> Wrapped:
+    @functools.wraps(original)
+    def to_sampling_params(request: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_place(request)
+        return original(request, *args, **kwargs)
+
+    return to_sampling_params
+
+
+def _check_place(request: Any) -> None:
+    """vLLM ignores fields that it does not know, with a line in its own log only."""
+    if FIELD in (request.model_extra or {}):
+        raise VLLMValidationError(
+            f"{FIELD} stands beside the request's own fields, where vLLM ignores it; write "
+            f'"vllm_xargs": {{"{FIELD}": …}}',
+            parameter=FIELD,
+        )

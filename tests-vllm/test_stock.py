@@ -1,0 +1,107 @@
+"""The base in stock vLLM, without libortho, against engines with closed and poisoned streams."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import beside, poison
+from engines import Engine
+
+STOCK = {"dtype": "bfloat16", "num_gpu_blocks_override": 64, "max_num_batched_tokens": 320}
+ROUNDS = 24
+TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def stock(engines: Callable[..., Engine], two: Path) -> Iterator[Engine]:
+    return engines(plugin=False).start(two, **STOCK)
+
+
+@pytest.fixture(scope="module")
+def answers(stock: Engine, prompts) -> list[dict[str, Any]]:
+    return stock.generate(prompts, [None] * len(prompts), 16)
+
+
+@pytest.fixture(scope="module")
+def poisoned(two: Path) -> Path:
+    directory = beside(two, two.parent / "poisoned")
+    poison(directory)
+    return directory
+
+
+def test_stock_vllm_serves_the_base_of_a_directory_with_streams(
+    stock, answers, reference, two, prompts, figures
+) -> None:
+    assert stock.call("modules", name="libortho") == []
+    assert stock.call("opened", part="/ortho/") == []
+    agreement = reference(two).compare(prompts, [0] * len(prompts), answers)
+    # The engine computes in bfloat16 and the reference in float32: its tokens decide nothing
+    # closer than that, and the largest difference is a figure, not a bound.
+    figures["stock_bfloat16_against_float32"] = agreement.figures()
+    assert math.isfinite(agreement.largest)
+    assert agreement.largest < 0.5
+
+
+def test_the_plugin_with_closed_streams_is_stock_vllm_bit_for_bit(
+    stock, answers, engines, two, prompts, figures
+) -> None:
+    engine = engines().start(two, **STOCK)
+    assert engine.generate(prompts, [0] * len(prompts), 16) == answers
+    opened = engine.generate(prompts, [1] * len(prompts), 16)
+    assert all(a["tokens"] != b["tokens"] for a, b in zip(opened, answers, strict=True))
+    figures["closed_against_stock"] = "bit-identical"
+    figures["throughput"] = throughput(stock, engine, prompts)
+    engine.stop()
+    # On a shared machine the spread is wide; the whole interval must lie below to fail.
+    assert figures["throughput"]["ratio_high"] >= 0.97
+
+
+def throughput(stock: Engine, engine: Engine, prompts: list[list[int]]) -> dict[str, Any]:
+    """Tokens per second at alpha = 0 over stock, in pairs that alternate which goes first."""
+    ratios = []
+    for turn in range(ROUNDS + 2):
+        speeds = {}
+        for who in (stock, engine) if turn % 2 else (engine, stock):
+            speeds[who] = who.call("timed", prompts=prompts, tokens=TOKENS)
+        if turn >= 2:
+            ratios.append(speeds[engine] / speeds[stock])
+    ratios.sort()
+    # Distribution-free 95% interval of the median: order statistics of a binomial(n, 1/2).
+    n = len(ratios)
+    reach = math.ceil(1.96 * math.sqrt(n) / 2)
+    return {
+        "pairs": n,
+        "ratio_median": statistics.median(ratios),
+        "ratio_low": ratios[max(0, n // 2 - reach)],
+        "ratio_high": ratios[min(n - 1, n // 2 + reach - 1)],
+        "ratios": [round(ratio, 4) for ratio in ratios],
+    }
+
+
+def test_poison_in_closed_streams_changes_nothing(
+    answers, engines, poisoned, prompts, figures
+) -> None:
+    engine = engines().start(poisoned, **STOCK)
+    assert engine.generate(prompts, [0] * len(prompts), 16) == answers
+    mixed = engine.generate(prompts, [0, 1] * (len(prompts) // 2), 16)
+    assert [row["tokens"] for row in mixed[::2]] == [row["tokens"] for row in answers[::2]]
+    figures["poisoned_closed_against_stock"] = "bit-identical"
+    engine.stop()
+
+
+def test_a_strict_engine_opens_no_file_of_a_stream(
+    answers, engines, poisoned, prompts, figures
+) -> None:
+    engine = engines(LIBORTHO_STRICT="1").start(poisoned, **STOCK)
+    assert engine.generate(prompts, [0] * len(prompts), 16) == answers
+    assert engine.call("opened", part="/ortho/") == []
+    assert engine.call("opened", part="/poisoned/") != []
+    with pytest.raises(Exception, match="LIBORTHO_STRICT=1: this engine never loads"):
+        engine.generate(prompts[:1], [1], 1)
+    figures["strict_against_stock"] = "bit-identical, no file under ortho/ opened"
+    engine.stop()
