@@ -42,7 +42,9 @@ def figures(words: Mapping[str, str]) -> str:
     """The block between the markers, in one language."""
     parts = []
     for path in sorted((ROOT / "records").rglob("*.json")):
-        parts.append(_table(records.read(path), path.relative_to(ROOT), words))
+        record = records.read(path)
+        if record.experiment == "killswitch":
+            parts.append(_table(record, path.relative_to(ROOT), words))
     for seed in SEEDS:
         if not (ROOT / "records" / "killswitch" / f"seed-{seed}.json").is_file():
             parts.append(words["pending"].format(seed=seed, command=f"{PENDING} --seed {seed}"))

@@ -125,7 +125,7 @@ arguments = layer.arguments(x, torch.tensor([[0.0, 1.0, 0.5]]))
 checks = ("test_schema", "test_autograd_registration", "test_faketensor")
 torch.library.opcheck(torch.ops.libortho.dual_linear, arguments, test_utils=checks)
 assert ops.native_op_calls() == ops.dense_route_calls() == 0
-for name in ("dual_linear", "dual_linear_backward"):
+for name in ("dual_linear", "dual_linear_backward", "add_streams"):
     print(getattr(torch.ops.libortho, name).default._schema)
 """
     ran = child(code, FOLDER, LIBORTHO_BACKEND="reference")

@@ -84,7 +84,7 @@ def test_what_has_no_streams_says_why(tiny_base: Path, tmp_path: Path) -> None:
 
 def test_streams_without_their_base_are_an_error(directory: Path, tmp_path: Path) -> None:
     shutil.copytree(directory / "ortho", tmp_path / "other" / "ortho")
-    with pytest.raises(FormatError, match="without libortho.json"):
+    with pytest.raises(FormatError, match=r"without libortho\.json"):
         find_attached(str(tmp_path / "other"), {})
 
 
@@ -107,7 +107,7 @@ def test_a_stream_of_another_base_is_an_error(directory: Path) -> None:
 
 def test_a_stream_that_changes_more_than_linears_is_refused_by_name(directory: Path) -> None:
     put(directory, "tuned", outside=True)
-    with pytest.raises(UnsupportedLayer, match="tuned: .*norm"):
+    with pytest.raises(UnsupportedLayer, match=r"tuned: .*norm"):
         find_attached(str(directory), {})
     assert names(directory, LIBORTHO_STREAMS="private") == ["private"]
 

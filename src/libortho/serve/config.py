@@ -31,16 +31,16 @@ class OrthoConfig(CompressedTensorsConfig):  # type: ignore[misc]
 
     Attributes:
         attached: the streams of this engine.
-        shapes: [N, K] of the base's INT4 layers.
         read: (stream, layer) pairs that this worker has loaded.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.attached = Attached(reason="the engine was configured without a model path")
-        self.shapes: dict[str, tuple[int, int]] = {}
         self.read: set[tuple[str, str]] = set()
         self._names: dict[str, str] = {}
+        self._path = ""
+        self._base: BaseStream | None = None
         self._tokens = 0
         self._rows: AlphaRows | None = None
 
@@ -53,8 +53,8 @@ class OrthoConfig(CompressedTensorsConfig):  # type: ignore[misc]
         if not self.attached.streams:
             _log.info("libortho: base alone: %s", self.attached.reason)
             return
-        self.shapes = dict(BaseStream.open(model_name).layers)
-        self._names = {name: name for name in self.attached.layers | set(self.shapes)}
+        self._path = model_name
+        self._names = {stem: name for name, stem in BaseStream.open(model_name).stems.items()}
         if hf_config is not None:
             # vLLM keys compiled graphs by the model's configuration, and not by this one.
             hf_config.libortho_streams = self.attached.fingerprint()
@@ -97,6 +97,12 @@ class OrthoConfig(CompressedTensorsConfig):  # type: ignore[misc]
         parts = self.packed_modules_mapping.get(last, [last])
         joined = [f"{parent}.{part}" if parent else part for part in parts]
         return [self._names[name] for name in joined if name in self._names]
+
+    def base(self) -> BaseStream:
+        """The base on disk, opened in this process."""
+        if self._base is None:
+            self._base = BaseStream.open(self._path)
+        return self._base
 
     @property
     def rows(self) -> AlphaRows | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ from libortho.streams.ortho import OrthoStream
 
 if TYPE_CHECKING:
     from libortho.serve.config import OrthoConfig
+
+CODES_PER_WORD = 8
 
 
 @dataclass
@@ -63,12 +66,13 @@ class OrthoLinearMethod(CompressedTensorsLinearMethod):  # type: ignore[misc]
                 f"{self.prefix}: weights are loaded again, and the streams with them would not be; "
                 "start a new engine"
             )
-        device = next(layer.parameters()).device
+        device = layer.weight_packed.device
+        offsets = _offsets(layer, self.names, self.config.base().layers)
+        shard = _shard(layer)
+        self._check_rows(layer, shard)
         super().process_weights_after_loading(layer)
         ops.backend()
         self.loaded = True
-        offsets = _offsets(layer, self.names, self.config.shapes)
-        shard = _shard(layer)
         layer.libortho_alpha = self.config.rows_on(device).table
         layer.libortho_csr = []
         layer.libortho_matmuls = []
@@ -80,6 +84,18 @@ class OrthoLinearMethod(CompressedTensorsLinearMethod):  # type: ignore[misc]
             parts = [(offsets[name], source.layer(name)) for name in held]
             self._add(layer, which, parts, shard, device)
             self.config.read |= {(stream.info.name, name) for name in held}
+
+    def _check_rows(self, layer: Any, shard: Shard) -> None:
+        """Some architectures have their rows moved as they are loaded; a stream's would not be."""
+        base = self.config.base()
+        joined = torch.cat([base.packed(name)[0] for name in self.names])
+        words = slice(*(column // CODES_PER_WORD for column in shard.columns))
+        expected = torch.cat([joined[start:end, words] for start, end in shard.rows])
+        if not torch.equal(layer.weight_packed.data.cpu(), expected):
+            raise UnsupportedLayer(
+                f"{self.prefix}: vLLM holds the rows of {', '.join(self.names)} in another order "
+                "than the base has on disk, where a stream's would not fit"
+            )
 
     def _add(
         self,
@@ -184,7 +200,7 @@ def _shard(layer: Any) -> Shard:
     return Shard(tuple(rows), columns)
 
 
-def _offsets(layer: Any, names: list[str], shapes: dict[str, tuple[int, int]]) -> dict[str, int]:
+def _offsets(layer: Any, names: list[str], shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
     """First row of each projection in the joined layer; checks that the base's shapes add up."""
     offsets, offset = {}, 0
     for name in names:

@@ -113,7 +113,7 @@ class BaseStream:
         return Naming(self.checkpoint.skeleton(), shapes)
 
     @cached_property
-    def _stems(self) -> dict[str, str]:
+    def stems(self) -> dict[str, str]:
         """The name on disk of every layer and expert matrix; most models use their own."""
         experts = {name: name for name in self.manifest.experts}
         present = set(self.checkpoint.names())
@@ -128,7 +128,7 @@ class BaseStream:
 
     def packed(self, name: str) -> tuple[Tensor, Tensor]:
         """A layer as stored: int32 [N, K/8] and scales [N, K/g]."""
-        stem = self._stems[name]
+        stem = self.stems[name]
         return (
             self.checkpoint.tensor(f"{stem}.weight_packed"),
             self.checkpoint.tensor(f"{stem}.weight_scale"),
@@ -142,7 +142,7 @@ class BaseStream:
 
     def scales(self, name: str) -> Tensor:
         """The scales of a layer, bfloat16 or float16 [N, K/g]."""
-        return self.checkpoint.tensor(f"{self._stems[name]}.weight_scale")
+        return self.checkpoint.tensor(f"{self.stems[name]}.weight_scale")
 
     def weight(self, name: str) -> Tensor:
         """The dequantised weight codes · scale, float32 [N, K]; the product is exact."""
@@ -150,7 +150,7 @@ class BaseStream:
 
     def other_names(self) -> list[str]:
         """The tensors that are not part of an INT4 layer, sorted."""
-        packed = {f"{stem}.{part}" for stem in self._stems.values() for part in PARTS}
+        packed = {f"{stem}.{part}" for stem in self.stems.values() for part in PARTS}
         return [name for name in self.checkpoint.names() if name not in packed]
 
     def stream_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -198,7 +198,7 @@ class BaseStream:
             problems.append(f"base_id is not the hash of the files listed in {MANIFEST_FILE}")
         if problems:
             return problems
-        for name in self._stems:
+        for name in self.stems:
             scales = self.scales(name).float()
             if not bool((torch.isfinite(scales) & (scales > 0)).all()):
                 problems.append(f"layer {name} has a scale that is not positive and finite")
@@ -223,13 +223,13 @@ class BaseStream:
         problems = []
         present = set(self.checkpoint.names())
         dtype = self.checkpoint.scale_dtype
-        for name in self._stems:
+        for name in self.stems:
             rows, columns = self._shape(name)
             if columns % self.group_size:
                 problems.append(f"layer {name}: {columns} inputs are not whole groups")
                 continue
             for part, expected in layer_plan(rows, columns, self.group_size, dtype).items():
-                tensor = f"{self._stems[name]}.{part}"
+                tensor = f"{self.stems[name]}.{part}"
                 if tensor not in present:
                     problems.append(f"the tensor {tensor} is missing")
                     continue
