@@ -38,7 +38,7 @@ test: lint ## Lint, then every test; options in PYTEST_ARGS
 test-vllm: ## Real vLLM on a CPU, in .venv-vllm; leaves a dated record in records/vllm
 	$(PYTHON) tests-vllm/environment.py $(VLLM_VENV)
 	PYTHONPATH=$(VLLM_VENV)/plugin:src LIBORTHO_RECORDS=records/vllm OMP_NUM_THREADS=1 \
-	  $(VLLM_VENV)/bin/python -m pytest -q tests-vllm $(PYTEST_ARGS)
+	  $(VLLM_VENV)/bin/python -m pytest -q --timeout 600 tests-vllm $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## ruff, mypy and import-linter
 	$(BIN)/ruff check .
