@@ -49,7 +49,9 @@ def main(target: Path) -> None:
         constraints = target / "constraints.txt"
         constraints.write_text(f"{TORCH}\n{listed.stdout}")
         subprocess.run([*pip, "-c", str(constraints), *listed.stdout.split("\n")[:-1]], check=True)
-        subprocess.run([*pip, "-c", str(constraints), "pytest", "pytest-timeout", *own()], check=True)
+        subprocess.run(
+            [*pip, "-c", str(constraints), "pytest", "pytest-timeout", *own()], check=True
+        )
         mark.write_text(wanted)
     (target / "plugin").mkdir(exist_ok=True)
     subprocess.run(
