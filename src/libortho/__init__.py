@@ -3,7 +3,7 @@
 from libortho.errors import LibOrthoError
 from libortho.gate import alpha
 from libortho.linear import OrthoLinear
-from libortho.model import attach, call_region, detach, load
+from libortho.model import attach, call_region, detach, load, memory
 from libortho.quantize import quantize
 from libortho.repair import repair
 from libortho.split import split
@@ -19,6 +19,7 @@ __all__ = [
     "call_region",
     "detach",
     "load",
+    "memory",
     "quantize",
     "repair",
     "split",

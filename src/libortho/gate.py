@@ -194,15 +194,14 @@ def carried(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
 def rows(
     names: Sequence[str],
     attached: Sequence[StreamInfo],
-    shape: torch.Size,
-    device: torch.device,
+    x: Tensor,
 ) -> Tensor:
     """α of the streams of one linear, expanded to the rows of an input.
 
     Args:
         names: the streams that the linear holds, in its own order.
         attached: every stream attached to the model.
-        shape: shape of the linear's input, [..., K]; sequences lead.
+        x: the linear's input, [..., K]; sequences lead. Shape and device are all that is used.
 
     Returns:
         fp32 [streams, M] with M the product of all dimensions but the last.
@@ -211,9 +210,12 @@ def rows(
         AlphaError: the rows are no multiple of the sequences, or a block is being recomputed in a
             backward pass without the α of its forward.
     """
-    count = math.prod(shape[:-1])
+    count = math.prod(x.shape[:-1])
     if not names or count == 0:
-        return torch.zeros(len(names), count, device=device)
+        return torch.zeros(len(names), count, device=x.device)
+    if torch.compiler.is_compiling():
+        found: Tensor = torch.ops.libortho.alpha_rows(x.detach(), ",".join(names))
+        return found
     state = _captured.get()
     if state is None:
         if torch._C._current_graph_task_id() != -1:
@@ -222,12 +224,38 @@ def rows(
                 "forward, where its alpha is unknown; enable checkpointing with "
                 "model.gradient_checkpointing_enable()"
             )
-        sequences = shape[0] if len(shape) > 2 else count
-        state = capture(attached, sequences, device)
+        sequences = x.shape[0] if x.dim() > 2 else count
+        state = capture(attached, sequences, x.device)
+    return _expanded(state, names, x)
+
+
+def _expanded(state: Captured, names: Sequence[str], x: Tensor) -> Tensor:
+    count = math.prod(x.shape[:-1])
     table = state.alpha[[state.names.index(name) for name in names]]
     if count % table.shape[1]:
         raise AlphaError(f"an input of {count} rows cannot be shared by {table.shape[1]} sequences")
-    return table.repeat_interleave(count // table.shape[1], dim=1)
+    return table.repeat_interleave(count // table.shape[1], dim=1).to(x.device)
+
+
+# Compiled code asks for alpha by an op, which is run anew at every call: neither a graph nor a
+# recording of its kernels may keep the alpha that it was made under. x keeps it from being taken
+# for a constant.
+@torch.library.custom_op(
+    "libortho::alpha_rows", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
+)
+def _alpha_rows(x: Tensor, names: str) -> Tensor:
+    state = _captured.get()
+    if state is None:
+        raise AlphaError(
+            "compiled converted linears ran outside their model's forward, where alpha is unknown; "
+            "compile the model, or its forward"
+        )
+    return _expanded(state, names.split(","), x)
+
+
+@_alpha_rows.register_fake
+def _(x: Tensor, names: str) -> Tensor:
+    return x.new_empty((names.count(",") + 1, math.prod(x.shape[:-1])), dtype=torch.float32)
 
 
 def _number(text: str) -> float:

@@ -205,7 +205,11 @@ class OrthoLinear(nn.Module):
             raise ConfigError(
                 f"stream {name!r} is {tuple(layer.shape)} where the weight is {self.base.shape}"
             )
-        self.streams[name] = _part(layer).to(self.base.tiles.device)
+        if self.base.tiles.is_meta:
+            raise ConfigError(
+                f"stream {name!r}: the base of this layer is offloaded; name the stream at load"
+            )
+        self.streams[name] = part_of(layer).to(self.base.tiles.device)
 
     def detach(self, name: str) -> None:
         """Drop this layer's part of a stream, if it has one."""
@@ -226,7 +230,7 @@ class OrthoLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] fp32, bf16 or fp16 → [..., N] of the same dtype."""
         names = list(self.streams)
-        alpha = gate.rows(names, self._attached, x.shape, x.device)
+        alpha = gate.rows(names, self._attached, x)
         flat = x.reshape(-1, self.in_features)
         sparse, matmuls = [], []
         for position, name in enumerate(names):
@@ -256,7 +260,8 @@ class OrthoLinear(nn.Module):
         )
 
 
-def _part(layer: Layer) -> Part:
+def part_of(layer: Layer) -> Part:
+    """One layer of a stream, ready to act."""
     if isinstance(layer, CsrLayer):
         return CsrStream(layer)
     return LowRankStream(layer) if isinstance(layer, LowRankLayer) else DenseStream(layer)

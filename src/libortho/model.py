@@ -21,11 +21,18 @@ from transformers import (
 
 from libortho import gate, ops
 from libortho.errors import AlphaError, ConfigError, FormatError
-from libortho.linear import BaseWeight, OrthoLinear, Part
+from libortho.linear import BaseWeight, OrthoLinear, Part, part_of
 from libortho.outside import attach_outside, detach_outside
+from libortho.placement import dispatch
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import DenseLayer, Layer
 from libortho.streams.ortho import STREAM_FOLDER, OrthoStream, check_name
+
+WRAPPED = ".base_layer"
+"""What PEFT adds to the name of a linear that it lays an adapter over."""
+
+
+_CACHES = ("past_key_values", "cache", "cache_params")
 
 
 @dataclass
@@ -43,6 +50,8 @@ def load(
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    device_map: str | Mapping[str, Any] | None = None,
+    offload_folder: str | Path | None = None,
 ) -> PreTrainedModel:
     """Load a base directory and attach streams. α starts at 0 for all of them: fail closed.
 
@@ -50,11 +59,18 @@ def load(
         path: a directory written by ``libortho quantize``.
         streams: names of streams under ``path/ortho/``, or paths of stream directories elsewhere.
         dtype: of activations and of everything that is not quantised.
+        device: where the whole model goes.
+        device_map: where its modules go, in place of ``device``: ``auto``, ``balanced``,
+            ``balanced_low_0``, ``sequential``, or accelerate's mapping of module to device,
+            ``cpu`` or ``disk``.
+        offload_folder: where modules mapped to ``disk`` are kept.
 
     Raises:
+        ConfigError: a map that does not fit the model or its streams.
         FormatError: the directory is no base, or lacks tensors that the model needs.
         PairMismatch: a stream belongs to another base.
     """
+    ops.backend()  # chosen now: compiled code could not
     base = BaseStream.open(path)
     config = AutoConfig.from_pretrained(base.path)
     if hasattr(config, "quantization_config"):
@@ -74,9 +90,12 @@ def load(
     model.register_forward_pre_hook(_capture, with_kwargs=True)
     model.register_forward_hook(_release, always_call=True)
     model.eval().requires_grad_(False)
-    model.to(device)
+    if device_map is None:
+        model.to(device)
     for stream in streams:
         attach(model, stream)
+    if device_map is not None:
+        dispatch(model, device_map, offload_folder)
     return model
 
 
@@ -160,13 +179,16 @@ def ortho(model: nn.Module) -> Ortho:
 def linears(model: nn.Module) -> dict[str, OrthoLinear]:
     """Every converted linear by name."""
     return {
-        name: module for name, module in model.named_modules() if isinstance(module, OrthoLinear)
+        name.removesuffix(WRAPPED): module
+        for name, module in model.named_modules()
+        if isinstance(module, OrthoLinear)
     }
 
 
 def linear(model: nn.Module, name: str) -> OrthoLinear:
     """One converted linear by name."""
     module = model.get_submodule(name)
+    module = getattr(module, WRAPPED.removeprefix("."), module)
     if not isinstance(module, OrthoLinear):
         raise ConfigError(f"layer {name} is {type(module).__name__}, not a converted linear")
     return module
@@ -179,6 +201,36 @@ def stream_parts(model: nn.Module, stream: str) -> dict[str, Part]:
         for name, module in linears(model).items()
         if stream in module.streams
     }
+
+
+def memory(model: nn.Module) -> dict[str, int]:
+    """Bytes in memory: of the base under ``base``, and of every attached stream by its name.
+
+    ``base`` is everything of the model that belongs to no stream. What several modules share
+    counts once.
+    """
+    found = {"base": 0} | {info.name: 0 for info in ortho(model).attached}
+    seen: set[int] = set()
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta or tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        _, inside, rest = f".{path}".rpartition(".streams.")
+        found[rest.split(".")[0] if inside else "base"] += tensor.nbytes
+    return found
+
+
+def attached_bytes(stream: OrthoStream) -> int:
+    """Bytes that a stream takes in memory once it is attached to a float32 model."""
+    total = 0
+    for name in stream.manifest.layers:
+        layer = stream.layer(name)
+        if isinstance(layer, DenseLayer):
+            total += layer.nnz * torch.float32.itemsize
+            continue
+        part = part_of(layer)
+        total += sum(tensor.nbytes for tensor in (*part.parameters(), *part.buffers()))
+    return total
 
 
 @dataclass
@@ -242,6 +294,13 @@ def _load_others(model: PreTrainedModel, base: BaseStream, dtype: torch.dtype) -
         raise FormatError(f"{base.path}: tensors missing from the base: {', '.join(missing)}")
 
 
+# Dynamo cannot trace context variables. Outside its graphs the hooks keep every rule of the gate.
+_uncompiled = torch.compiler.disable(
+    reason="alpha enters here; for a graph without a break compile model.forward"
+)
+
+
+@_uncompiled  # type: ignore[untyped-decorator]
 def _capture(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     try:
         state = _begin(model, args, kwargs)
@@ -258,17 +317,23 @@ def _begin(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> gate.Ca
     if inputs is None:
         inputs = kwargs["inputs_embeds"]
     state = gate.capture(model.ortho.attached, inputs.shape[0], inputs.device)
-    if not torch.compiler.is_compiling():
-        for cache in (*args, *kwargs.values()):
-            if isinstance(cache, Cache):
-                _check_cache(cache, state)
-                # Now, not after the forward: a forward that fails half-way has filled it, too.
-                cache.libortho_gate = state.key
-        if torch.is_grad_enabled():
-            _carry_alpha(model)
+    strangers = [name for name in _CACHES if not isinstance(kwargs.get(name), Cache | None)]
+    if strangers:
+        raise AlphaError(
+            f"{strangers[0]} is a {type(kwargs[strangers[0]]).__name__}, of which it is not known "
+            "under which alpha it was filled; expected a transformers Cache"
+        )
+    for cache in (*args, *kwargs.values()):
+        if isinstance(cache, Cache):
+            _check_cache(cache, state)
+            # Now, not after the forward: a forward that fails half-way has filled it, too.
+            cache.libortho_gate = state.key
+    if torch.is_grad_enabled():
+        _carry_alpha(model)
     return state
 
 
+@_uncompiled  # type: ignore[untyped-decorator]
 def _release(model: Any, args: tuple[Any, ...], output: Any) -> None:
     state = gate.leave()
     cache = getattr(output, "past_key_values", None)

@@ -97,6 +97,11 @@ def detach_outside(model: nn.Module, stream: str) -> None:
         del model._modules[_ROOM]
 
 
+def has_outside(model: nn.Module) -> bool:
+    """Whether an attached stream acts outside the converted linears."""
+    return _ROOM in model._modules
+
+
 class _Gated(nn.Module):
     """The streams' parts of one stock module, added to its output."""
 
@@ -119,7 +124,7 @@ class _Gated(nn.Module):
 
     def _act(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         names = list(self.streams)
-        alpha = gate.rows(names, self._attached, output.shape, output.device)
+        alpha = gate.rows(names, self._attached, output)
         x = args[0]
         x = x.flatten() if isinstance(module, nn.Embedding) else x.reshape(-1, x.shape[-1])
         y = output.reshape(-1, output.shape[-1])

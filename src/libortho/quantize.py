@@ -35,6 +35,7 @@ from libortho.texts import Text
 METHODS = get_args(Method)
 LONGEST_WINDOW = 2048
 GROUP_SIZES = (128, 64, 32)
+GROUP_SIZE = 128
 COLLAPSED = 0.5
 """‖W − Ŵ‖ / ‖W‖ from which a layer is reported as collapsed."""
 
@@ -51,7 +52,7 @@ def quantize(
     *,
     method: Method = "gptq",
     bits: int = 4,
-    group_size: int = 128,
+    group_size: int = GROUP_SIZE,
     text: Text | None = None,
     windows: int = 32,
     window: int | None = None,

@@ -20,8 +20,8 @@ from libortho.quantize import quantize
 from libortho.streams.base import BaseStream
 from libortho.tune import tune, tune_options
 
-# One of each kind: biases, fused projections, rows of tokens, experts, a vision tower.
-LEARNING = ["gemma3-vision", "gpt-neox", "mixtral", "opt", "phi3", "qwen2"]
+# One of each kind: rows of tokens, other names on disk, experts. `make test-matrix` tries all.
+LEARNING = ["gpt-neox", "mixtral", "opt"]
 
 every = pytest.mark.parametrize("name", list(zoo.CONFIGS))
 
@@ -123,7 +123,7 @@ def stored_names(path: Path) -> list[str]:
     return Checkpoint(path).names()
 
 
-@pytest.mark.parametrize("name", ["gpt-neox", "mixtral", "gemma3-vision"])
+@pytest.mark.parametrize("name", ["mixtral"])
 def test_gptq_walks_their_blocks(name: str, publics: dict[str, Path], tmp_path: Path, ids) -> None:
     base = quantize(publics[name], tmp_path / "base", windows=4)
     errors = base.manifest.relative_error

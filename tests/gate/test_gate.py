@@ -235,14 +235,14 @@ def test_rows_expand_sequences_to_tokens_in_the_order_of_the_linear() -> None:
     with gate.alpha([{"repair": 1}, {"private": 0.5}]):
         state = gate.capture(streams, 2, CPU)
     with gate.captured(state):
-        found = gate.rows(["private", "repair"], streams, torch.Size((2, 3, 8)), CPU)
+        found = gate.rows(["private", "repair"], streams, torch.empty(2, 3, 8))
         assert found.tolist() == [[0, 0, 0, 0.5, 0.5, 0.5], [1, 1, 1, 0, 0, 0]]
-        flat = gate.rows(["private"], streams, torch.Size((6, 8)), CPU)
+        flat = gate.rows(["private"], streams, torch.empty(6, 8))
         assert flat.tolist() == [[0, 0, 0, 0.5, 0.5, 0.5]]
-        assert gate.rows([], streams, torch.Size((6, 8)), CPU).shape == (0, 6)
-        assert gate.rows(["private"], streams, torch.Size((0, 8)), CPU).shape == (1, 0)
+        assert gate.rows([], streams, torch.empty(6, 8)).shape == (0, 6)
+        assert gate.rows(["private"], streams, torch.empty(0, 8)).shape == (1, 0)
         with pytest.raises(AlphaError, match="5 rows cannot be shared by 2 sequences"):
-            gate.rows(["private"], streams, torch.Size((5, 8)), CPU)
+            gate.rows(["private"], streams, torch.empty(5, 8))
     assert gate.current() is None
 
 
@@ -250,7 +250,7 @@ def test_a_setting_made_during_a_forward_waits_for_the_next_one() -> None:
     with gate.alpha(1):
         gate.enter(gate.capture((PRIVATE,), 1, CPU))
     with gate.alpha(0):
-        assert gate.rows(["private"], (PRIVATE,), torch.Size((1, 2, 8)), CPU).tolist() == [[1, 1]]
+        assert gate.rows(["private"], (PRIVATE,), torch.empty(1, 2, 8)).tolist() == [[1, 1]]
     state = gate.leave()
     assert state is not None
     assert state.outer is None

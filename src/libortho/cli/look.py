@@ -6,7 +6,7 @@ import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -16,6 +16,7 @@ from libortho.cli.console import emit, shown
 from libortho.cli.options import Json
 from libortho.errors import BackendUnavailable
 from libortho.experiments.states import bits_per_weight, checkpoint_bytes, stream_bytes
+from libortho.model import attached_bytes
 from libortho.streams.base import BaseStream
 from libortho.streams.ortho import MANIFEST, STREAM_FOLDER, OrthoStream
 from libortho.verify import verify
@@ -55,13 +56,15 @@ def inspect_verb(
     base = BaseStream.open(path)
     found = sorted((base.path / STREAM_FOLDER).glob(f"*/{MANIFEST}"))
     streams = [OrthoStream.open(file.parent) for file in found]
-    result = {
+    result: dict[str, Any] = {
         "base_id": base.id,
         "public": base.manifest.public.model_dump(),
         "quantiser": base.manifest.quantiser.model_dump(),
         "bytes": checkpoint_bytes(base.path),
         "bits_per_weight": bits_per_weight(base, sum(map(stream_bytes, streams))),
         "skipped": dict(base.manifest.skipped),
+        "experts": {name: list(shape) for name, shape in base.manifest.experts.items()},
+        "kept": {name: list(base.checkpoint.shape(name)) for name in base.other_names()},
         "layers": {
             name: {
                 "shape": list(shape),
@@ -76,7 +79,8 @@ def inspect_verb(
         },
         "streams": {
             stream.name: stream.manifest.model_dump(exclude={"layers", "files"})
-            | {"bytes": stream_bytes(stream), "outside": _outside(stream, base)}
+            | {"bytes": stream_bytes(stream), "memory_bytes": attached_bytes(stream)}
+            | {"outside": _outside(stream, base)}
             for stream in streams
         },
     }
@@ -90,10 +94,17 @@ def inspect_verb(
         kind = "public" if manifest.public else "private"
         lines.append(
             f"stream {stream.name}: {kind}, {manifest.method}, guarantee {manifest.guarantee}, "
-            f"density {manifest.density:.4f}, {stream_bytes(stream):,} bytes, {stream.id[:12]}"
+            f"density {manifest.density:.4f}, {stream_bytes(stream):,} bytes, "
+            f"{attached_bytes(stream):,} in memory, {stream.id[:12]}"
         )
         lines += [f"  changes {name} {shape}" for name, shape in _outside(stream, base).items()]
     lines += [f"left alone: {name} ({why})" for name, why in base.manifest.skipped.items()]
+    kept = result["kept"]
+    lines.append(f"kept as they are: {len(kept)} tensors (embeddings, norms, biases and the like)")
+    if base.manifest.experts:
+        lines.append(
+            f"experts: {len(base.manifest.experts)} matrices in INT4, where no stream acts"
+        )
     emit(result, json, "\n".join(lines))
 
 

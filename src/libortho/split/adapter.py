@@ -17,6 +17,23 @@ from libortho.streams.layers import LowRankLayer
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_NOT_PLAIN = (
+    "use_dora",
+    "lora_bias",
+    "modules_to_save",
+    "fan_in_fan_out",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+    "alora_invocation_tokens",
+)
+_MOVING_STARTS = ("pissa", "corda", "olora", "loftq", "lora_ga", "mica")
 
 
 def read_adapter(
@@ -42,7 +59,7 @@ def read_adapter(
             f"{directory}: a {config.peft_type} adapter; expected LoRA. Merge "
             "it into the checkpoint and give that with --tuned"
         )
-    problems = _unsupported(config)
+    problems = unsupported_options(config)
     factors: dict[str, dict[str, Tensor]] = {}
     for name, tensor in load_file(directory / WEIGHTS).items():
         layer, kind = _split_name(name)
@@ -67,18 +84,18 @@ def read_adapter(
     return layers
 
 
-def _unsupported(config: LoraConfig) -> list[str]:
-    checks = {
-        "use_dora": bool(config.use_dora),
-        "bias": config.bias != "none",
-        "lora_bias": bool(getattr(config, "lora_bias", False)),
-        "modules_to_save": bool(config.modules_to_save),
-        "fan_in_fan_out": bool(config.fan_in_fan_out),
-        "layer_replication": bool(getattr(config, "layer_replication", None)),
-        "target_parameters": bool(getattr(config, "target_parameters", None)),
-        "trainable_token_indices": bool(getattr(config, "trainable_token_indices", None)),
-    }
-    return [f"option {name} is set" for name, found in checks.items() if found]
+def unsupported_options(config: LoraConfig) -> list[str]:
+    """The options of a LoRA that make it more than ΔW = scaling · B · A on linears, in words."""
+    problems = [f"option {name} is set" for name in _NOT_PLAIN if getattr(config, name, None)]
+    if config.bias != "none":
+        problems.append(f"option bias is {config.bias!r}")
+    start = config.init_lora_weights
+    if isinstance(start, str) and start.lower().startswith(_MOVING_STARTS):
+        problems.append(
+            f"option init_lora_weights is {start!r}, which changes the base weights, too (PEFT's "
+            "save_pretrained(path_initial_model_for_weight_conversion=…) makes a plain LoRA of it)"
+        )
+    return problems
 
 
 def _split_name(name: str) -> tuple[str, str | None]:

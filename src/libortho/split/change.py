@@ -9,13 +9,14 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from libortho.checkpoint import Checkpoint, resolve
+from libortho.checkpoint import Checkpoint, linear_layers, resolve
 from libortho.errors import ConfigError
+from libortho.quantize import GROUP_SIZE
 from libortho.split.adapter import CONFIG, read_adapter
 from libortho.split.tuned import TunedCheckpoint
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import DenseLayer
-from libortho.tune.prepare import plain_model, public_of
+from libortho.tune.prepare import is_base, plain_model, public_of
 
 
 class Change(Protocol):
@@ -88,6 +89,25 @@ class AdapterChange:
         public = plain_model(self.inputs_from().path, device)
         adapted = PeftModel.from_pretrained(public, str(self._adapter))
         return adapted.merge_and_unload().eval().requires_grad_(False)
+
+
+def check_adapter(source: str | Path, tuned: str | Path) -> None:
+    """Refuse an adapter that cannot become a stream before anything is rounded or written.
+
+    Args:
+        source: a base directory, or the public checkpoint that will be rounded.
+
+    Raises:
+        UnsupportedLayer: as :func:`read_adapter`; a tuned checkpoint passes unread.
+    """
+    if not (Path(tuned) / CONFIG).is_file():
+        return
+    if is_base(source):
+        shapes = BaseStream.open(source).layers
+    else:
+        public = Checkpoint(source)
+        shapes = linear_layers(public.skeleton(), GROUP_SIZE, public.naming)[0]
+    read_adapter(tuned, shapes)
 
 
 def read_change(

@@ -17,7 +17,7 @@ from libortho.model import attach_layers
 from libortho.privacy.encode import Encoded, encode
 from libortho.privacy.private_set import read_jsonl
 from libortho.progress import Progress
-from libortho.split.change import AdapterChange, Change, read_change
+from libortho.split.change import AdapterChange, Change, check_adapter, read_change
 from libortho.split.compress import Rule, choose, compress, targets
 from libortho.split.request import Request
 from libortho.split.result import Split
@@ -78,6 +78,7 @@ def split_delta(request: Request, options: DeltaOptions) -> Split:
             "take --support impact, pursuit or admm"
         )
     private = read_jsonl(data) if data is not None else None
+    check_adapter(source, request.tuned)
     base = base_at(source, request.out)
     change = read_change(base, request.tuned, public if is_base(source) else source)
     laid = ground(base, device)

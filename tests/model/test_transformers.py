@@ -1,0 +1,218 @@
+"""What people do with a transformers model, done with a converted one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from transformers import CompileConfig, DynamicCache, StaticCache, pipeline
+
+from libortho import gate
+from libortho.errors import AlphaError, ConfigError
+from libortho.evaluate.greedy import greedy
+from libortho.model import attach, linears, load
+from libortho.streams.base import BaseStream
+from libortho.streams.layers import DenseLayer
+from libortho.streams.ortho import STREAM_FOLDER, write_stream
+
+ALPHAS = [0, 1, 0.5, {"private": 0.25}, [0, 1, 0.5, 1]]
+
+
+@pytest.fixture
+def opened(model, attach_random) -> Any:
+    attach_random(model)
+    return model
+
+
+def generate(model, ids: Tensor, alpha: Any, **options: Any) -> Tensor:
+    with gate.alpha(alpha):
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=6,
+            min_new_tokens=6,
+            pad_token_id=0,
+            **options,
+        )
+    return out[:, ids.shape[1] :]
+
+
+def logits(model, ids: Tensor, alpha: Any, **options: Any) -> Tensor:
+    with torch.no_grad(), gate.alpha(alpha):
+        return model(input_ids=ids, **options).logits
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("alpha", ALPHAS[:2] + ALPHAS[-1:], ids=str)
+def test_greedy_generation_is_greedy_at_that_alpha(opened, ids, alpha, cache: str) -> None:
+    with gate.alpha(alpha):
+        expected = greedy(opened, ids, 6)
+    found = generate(opened, ids, alpha, do_sample=False, cache_implementation=cache)
+    assert torch.equal(found, expected)
+    assert not torch.equal(generate(opened, ids, 1), generate(opened, ids, 0))
+
+
+def test_sampling_at_alpha_0_draws_what_the_bare_base_draws(opened, ids, tiny_base: Path) -> None:
+    def drawn(model, alpha) -> Tensor:
+        torch.manual_seed(3)
+        return generate(model, ids, alpha, do_sample=True, temperature=1.0, top_k=0)
+
+    assert torch.equal(drawn(opened, 0), drawn(load(tiny_base), 0))
+    assert not torch.equal(drawn(opened, 1), drawn(opened, 0))
+
+
+def test_beams_keep_the_alpha_of_their_row(opened, ids) -> None:
+    options = {"num_beams": 3, "do_sample": False}
+    mixed = generate(opened, ids[:2], [0, 1], **options)
+    assert torch.equal(mixed[:1], generate(opened, ids[:1], 0, **options))
+    assert torch.equal(mixed[1:], generate(opened, ids[1:2], 1, **options))
+    assert not torch.equal(mixed[1:], generate(opened, ids[1:2], 0, **options))
+
+
+def test_a_pipeline_obeys_the_gate(opened, tiny_tokenizer) -> None:
+    ask = pipeline("text-generation", model=opened, tokenizer=tiny_tokenizer)
+    texts = []
+    for alpha in (0, 1, 0):
+        with gate.alpha(alpha):
+            texts.append(ask("The quick", max_new_tokens=8, do_sample=False)[0]["generated_text"])
+    assert texts[0] == texts[2] != texts[1]
+
+
+@pytest.mark.parametrize("what", ["model", "forward"])
+def test_one_compiled_graph_serves_every_alpha(opened, ids, what: str) -> None:
+    counter = CompileCounter()
+    expected = [logits(opened, ids, alpha) for alpha in ALPHAS]
+    torch._dynamo.reset()
+    if what == "model":
+        compiled = torch.compile(opened, backend=counter)
+    else:
+        compiled = opened
+        opened.forward = torch.compile(opened.forward, backend=counter, fullgraph=True)
+    for alpha, wanted in zip(ALPHAS, expected, strict=True):
+        assert torch.equal(logits(compiled, ids, alpha), wanted)
+    assert counter.frame_count == 1
+    with pytest.raises(AlphaError, match="not attached: stranger"):
+        logits(compiled, ids, {"stranger": 1})
+
+
+def test_compiled_linears_outside_a_forward_are_refused(opened) -> None:
+    layer = torch.compile(next(iter(linears(opened).values())), backend="eager")
+    with gate.alpha(1), pytest.raises(Exception, match="alpha is unknown"):
+        layer(torch.zeros(2, 128))
+
+
+def test_generation_compiles_its_decoding_step_once(opened, ids) -> None:
+    expected = {alpha: generate(opened, ids, alpha, do_sample=False) for alpha in (0, 1)}
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(module, inputs):  # a counter would be copied with the configuration
+        graphs.append(module)
+        return module.forward
+
+    config = CompileConfig(backend=backend, mode=None)
+    config._compile_all_devices = True
+    options = {"cache_implementation": "static", "compile_config": config, "do_sample": False}
+    for alpha, wanted in expected.items():
+        assert torch.equal(generate(opened, ids, alpha, **options), wanted)
+        assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_static_cache_serves_another_alpha_only_once_it_is_empty(
+    opened, ids, compiled: bool
+) -> None:
+    model = torch.compile(opened, backend="eager") if compiled else opened
+    cache = StaticCache(config=opened.config, max_cache_len=32)
+    logits(opened, ids, 1, past_key_values=cache)
+    logits(model, ids[:, :1], 1, past_key_values=cache)
+    with pytest.raises(AlphaError, match="begin with an empty cache"):
+        logits(model, ids[:, :1], 0, past_key_values=cache)
+    cache.reset()
+    again = logits(model, ids[:, :1], 0, past_key_values=cache)
+    assert torch.equal(again, logits(opened, ids[:, :1], 0))
+
+
+def test_an_offloaded_or_copied_cache_remembers_its_alpha(opened, ids) -> None:
+    cache = DynamicCache(config=opened.config, offloading=False)
+    logits(opened, ids, 1, past_key_values=cache)
+    cache.batch_repeat_interleave(2)
+    with pytest.raises(AlphaError, match="begin with an empty cache"):
+        logits(opened, ids.repeat_interleave(2, 0)[:, :1], 0, past_key_values=cache)
+
+
+def test_a_cache_of_an_unknown_kind_is_refused(opened, ids) -> None:
+    with pytest.raises(AlphaError, match=r"past_key_values is a tuple.*expected a transformers"):
+        logits(opened, ids, 1, past_key_values=((ids, ids),))
+
+
+def mapped(base: BaseStream) -> dict[str, str]:
+    return {
+        "model.embed_tokens": "cpu",
+        "model.rotary_emb": "cpu",
+        "model.norm": "cpu",
+        "model.layers.0": "cpu",
+        "model.layers.1": "disk",
+        "lm_head": "cpu",
+    }
+
+
+@pytest.fixture
+def with_stream(own_base: Path, make_layers) -> Path:
+    write_stream(
+        own_base / STREAM_FOLDER / "private",
+        name="private",
+        base_id=BaseStream.open(own_base).id,
+        public=False,
+        method="tune",
+        guarantee="exact",
+        layers=make_layers().items(),
+    )
+    return own_base
+
+
+@pytest.mark.parametrize("place", ["auto", "sequential", {"": "cpu"}, "with a disk"], ids=str)
+def test_device_maps_change_no_bit(with_stream: Path, tmp_path: Path, ids, place) -> None:
+    plain = load(with_stream, ["private"])
+    if place == "with a disk":
+        place = mapped(BaseStream.open(with_stream))
+    model = load(with_stream, ["private"], device_map=place, offload_folder=tmp_path / "offload")
+    for alpha in (0, 1, [0, 1, 0.5, 1]):
+        assert torch.equal(logits(model, ids, alpha), logits(plain, ids, alpha))
+    assert torch.equal(generate(model, ids, 1), generate(plain, ids, 1))
+
+
+def test_maps_that_cannot_be_honoured_are_refused(with_stream: Path, tmp_path: Path) -> None:
+    place = mapped(BaseStream.open(with_stream))
+    with pytest.raises(ConfigError, match="give offload_folder"):
+        load(with_stream, device_map=place)
+    with pytest.raises(ConfigError, match="expected one of auto"):
+        load(with_stream, device_map="anywhere")
+    with pytest.raises(ConfigError, match="device_map"):
+        load(with_stream, device_map={"model.layers.0": "cpu"})
+    model = load(with_stream, device_map=place, offload_folder=tmp_path / "offload")
+    with pytest.raises(ConfigError, match="offloaded; name the stream at load"):
+        attach(model, "private")
+
+
+def test_a_map_may_not_part_a_norm_from_its_stream(own_base: Path, tmp_path: Path) -> None:
+    write_stream(
+        own_base / STREAM_FOLDER / "private",
+        name="private",
+        base_id=BaseStream.open(own_base).id,
+        public=False,
+        method="delta",
+        guarantee="exact",
+        layers=[("model.norm.weight", DenseLayer(torch.ones(128, dtype=torch.float16)))],
+    )
+    with pytest.raises(ConfigError, match="embeddings, norms, biases or the head"):
+        load(
+            own_base,
+            ["private"],
+            device_map=mapped(BaseStream.open(own_base)),
+            offload_folder=tmp_path / "offload",
+        )
