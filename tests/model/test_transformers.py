@@ -13,8 +13,8 @@ from transformers import CompileConfig, DynamicCache, StaticCache, pipeline
 
 from libortho import gate
 from libortho.errors import AlphaError, ConfigError
-from libortho.evaluate.greedy import greedy
 from libortho.model import attach, linears, load
+from libortho.privacy.greedy import greedy
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import DenseLayer
 from libortho.streams.ortho import STREAM_FOLDER, write_stream

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from libortho.checkpoint import Checkpoint
-from libortho.errors import CheckpointError, ConfigError, NumericsError
+from libortho.errors import CheckpointError, ConfigError, NumericsError, UnsupportedLayer
+from libortho.naming import expert_matrices
 from libortho.progress import Progress, silent
 from libortho.shards import INDEX_FILE
 from libortho.streams.base import (
@@ -113,10 +114,12 @@ def write_base(
     Raises:
         ConfigError: ``out`` is not empty, or the disk is too small.
         NumericsError: A scale is not positive and finite, or a code is out of range.
+        UnsupportedLayer: Experts would stay in floating point.
         CheckpointError: ``quantised`` does not yield the layers that were announced.
     """
     target = Path(out).expanduser().absolute()
     check_target(target)
+    _check_experts(public, layers)
     plan = _plan(public, layers, quantiser.group_size)
     shards = _shards(plan)
     _check_space(target, sum(entry.bytes for entry in plan.values()))
@@ -156,6 +159,17 @@ def check_target(out: Path) -> None:
     """Raise ConfigError unless ``out`` is absent or an empty directory."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty. Choose another output directory.")
+
+
+def _check_experts(public: Checkpoint, layers: Mapping[str, tuple[int, int]]) -> None:
+    """Stock transformers reads the experts of an INT4 checkpoint as INT4, or fails."""
+    stacks = expert_matrices(public.skeleton(), public.naming)
+    left = sorted(name for stack in stacks.values() for name in stack if name not in layers)
+    if left:
+        raise UnsupportedLayer(
+            f"{public.path} has experts that would not be INT4, and such a base loads nowhere: "
+            f"{', '.join(left[:3])} and {max(0, len(left) - 3)} more. Use quantize and tune."
+        )
 
 
 def _plan(
