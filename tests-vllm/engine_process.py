@@ -119,11 +119,11 @@ class Served:
     def forget(self) -> None:
         assert self.llm.reset_prefix_cache()
 
-    def timed(self, prompts: list[list[int]], tokens: int) -> float:
-        """Tokens per second of one batch without alpha, on an empty prefix cache."""
+    def timed(self, prompts: list[list[int]], tokens: int, alpha: Any = None) -> float:
+        """Tokens per second of one batch, on an empty prefix cache."""
         self.forget()
         start = time.perf_counter()
-        results = self.generate(prompts, [None] * len(prompts), tokens)
+        results = self.generate(prompts, [alpha] * len(prompts), tokens)
         seconds = time.perf_counter() - start
         return sum(len(result["tokens"]) for result in results) / seconds
 

@@ -34,6 +34,7 @@ class Server:
         command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
         flags += ["--model", str(model), "--served-model-name", "served"]
         flags += ["--host", "127.0.0.1", "--port", str(self.port), "--enable-prompt-tokens-details"]
+        flags += ["--chat-template", "{{ messages[0].content }}"]
         self.log = log
         with log.open("w") as output:
             self.process = subprocess.Popen(
@@ -113,7 +114,7 @@ def test_requests_at_once_each_get_their_own_alpha(
 
 
 def test_prefixes_are_shared_under_one_alpha_only(server: Server, prompts) -> None:
-    text = (prompts[5] * 2)[:70]
+    text = prompts[5][:69:-1] + prompts[3][:40]
     sequence = [1, 1, 0, "private=1,repair=1", "private=1", None]
     assert [server.complete(text, alpha)["cached"] for alpha in sequence] == [0, 64, 0, 64, 0, 64]
 
@@ -134,18 +135,21 @@ def test_alpha_that_cannot_be_honoured_is_400(server: Server, alpha: Any, said: 
     assert (status, said in json.dumps(reply)) == (400, True), reply
 
 
+MISPLACED = {"ortho_alpha": 1}
+WITH_BEAMS = {"vllm_xargs": {"ortho_alpha": 1}, "use_beam_search": True, "n": 2}
+MESSAGES = {"messages": [{"role": "user", "content": "x"}]}
+
+
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("path", "body", "said"),
     [
-        ({"ortho_alpha": 1}, "vllm_xargs"),
-        ({"vllm_xargs": {"ortho_alpha": 1}, "use_beam_search": True, "n": 2}, "beam search"),
+        ("completions", {"prompt": [1, 2], **MISPLACED}, "vllm_xargs"),
+        ("completions", {"prompt": [1, 2], **WITH_BEAMS}, "beam search"),
+        ("chat/completions", {**MESSAGES, **MISPLACED}, "vllm_xargs"),
+        ("chat/completions", {**MESSAGES, **WITH_BEAMS}, "beam search"),
+        ("responses", {"input": "x", **MISPLACED}, "vllm_xargs"),
     ],
 )
-def test_alpha_that_vllm_would_drop_is_400(server: Server, body: dict[str, Any], said) -> None:
-    for path, prompt in (
-        ("/v1/completions", {"prompt": [1, 2]}),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
-    ):
-        extra = {"chat_template": "{{ messages[0].content }}"} if "chat" in path else {}
-        status, reply = server.post(path, max_tokens=1, **prompt, **extra, **body)
-        assert (status, said in json.dumps(reply)) == (400, True), reply
+def test_alpha_that_vllm_would_drop_is_400(server: Server, path: str, body: Any, said) -> None:
+    status, reply = server.post(f"/v1/{path}", **body)
+    assert (status, said in json.dumps(reply)) == (400, True), reply

@@ -62,23 +62,34 @@ def test_the_plugin_with_closed_streams_is_stock_vllm_bit_for_bit(
 
 
 def throughput(stock: Engine, engine: Engine, prompts: list[list[int]]) -> dict[str, Any]:
-    """Tokens per second at alpha = 0 over stock, in pairs that alternate which goes first."""
-    ratios = []
+    """Tokens per second over stock's, in rounds whose order alternates; the first two warm up."""
+    closed, opened = [], []
     for turn in range(ROUNDS + 2):
-        speeds = {}
-        for who in (stock, engine) if turn % 2 else (engine, stock):
-            speeds[who] = who.call("timed", prompts=prompts, tokens=TOKENS)
-        if turn >= 2:
-            ratios.append(speeds[engine] / speeds[stock])
-    ratios.sort()
-    # Distribution-free 95% interval of the median: order statistics of a binomial(n, 1/2).
-    n = len(ratios)
+        ways = [("stock", stock, None), ("closed", engine, None), ("open", engine, 1)]
+        speeds = {
+            name: who.call("timed", prompts=prompts, tokens=TOKENS, alpha=alpha)
+            for name, who, alpha in (ways if turn % 2 else ways[::-1])
+        }
+        closed.append(speeds["closed"] / speeds["stock"])
+        opened.append(speeds["open"] / speeds["stock"])
+    return {
+        **spread(closed[2:]),
+        "two_streams_open": spread(opened[2:]),
+        "batch": len(prompts),
+        "tokens": TOKENS,
+    }
+
+
+def spread(ratios: list[float]) -> dict[str, Any]:
+    """The median with its distribution-free 95% interval: order statistics of binomial(n, 1/2)."""
+    ordered = sorted(ratios)
+    n = len(ordered)
     reach = math.ceil(1.96 * math.sqrt(n) / 2)
     return {
         "pairs": n,
-        "ratio_median": statistics.median(ratios),
-        "ratio_low": ratios[max(0, n // 2 - reach)],
-        "ratio_high": ratios[min(n - 1, n // 2 + reach - 1)],
+        "ratio_median": statistics.median(ordered),
+        "ratio_low": ordered[max(0, n // 2 - reach)],
+        "ratio_high": ordered[min(n - 1, n // 2 + reach - 1)],
         "ratios": [round(ratio, 4) for ratio in ratios],
     }
 

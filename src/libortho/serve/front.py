@@ -20,11 +20,13 @@ def hook_front() -> None:
     """Wrap the request check of the API process, and the fields of its endpoints."""
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
     from vllm.v1.engine.input_processor import InputProcessor
 
     InputProcessor.process_inputs = _checking(InputProcessor.process_inputs)
     for request in (CompletionRequest, ChatCompletionRequest):
         request.to_beam_search_params = _without_beams(request.to_beam_search_params)
+    for request in (CompletionRequest, ChatCompletionRequest, ResponsesRequest):
         request.to_sampling_params = _in_its_place(request.to_sampling_params)
 
 
