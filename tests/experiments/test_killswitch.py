@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from libortho import ops, records
+from libortho.experiments import killswitch as module
 from libortho.experiments import ways
 from libortho.experiments.killswitch import FULL, killswitch
 from libortho.records import Record
@@ -61,7 +62,10 @@ def record(folder: Path, tiny_checkpoint: Path) -> Record:
 
 
 def run(folder: Path, checkpoint: Path) -> Record:
-    (record,) = killswitch(checkpoint, folder, seeds=[0], members=MEMBERS, plan=PLAN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "TOKENS", 2560)
+        patch.setattr(module, "CANDIDATES", 20)
+        (record,) = killswitch(checkpoint, folder, seeds=[0], members=MEMBERS, plan=PLAN)
     return record
 
 
@@ -75,14 +79,14 @@ def test_what_was_not_learned_makes_the_run_void(record: Record) -> None:
 
 
 def test_alpha_0_is_the_base_bit_for_bit(record: Record) -> None:
-    for way in record.methods.values():
+    for way in (method.figures for method in record.methods.values()):
         assert way["identical_alpha0"]
         assert way["ppl_alpha0"] == pytest.approx(way["ppl_int4"], rel=1e-5)
         assert way["ppl_alpha0"] != way["ppl_alpha1"]
 
 
 def test_every_call_was_counted(record: Record) -> None:
-    for way in record.methods.values():
+    for way in (method.figures for method in record.methods.values()):
         expected = way["expected_op_calls"]
         assert expected > 0
         assert way["native_op_calls"] == (expected if ops.backend().name == "native" else 0)
@@ -91,35 +95,29 @@ def test_every_call_was_counted(record: Record) -> None:
 def test_the_record_holds_what_was_promised(record: Record, tmp_path: Path) -> None:
     assert set(record.methods) == {"tune", "delta", "residual"}
     assert record.figures.keys() >= KEYS - {"seconds"}
-    for way in record.methods.values():
-        assert way.keys() >= KEYS
-        assert len(way["raw"]["nll"]["alpha1"]["members"]) == MEMBERS
-        assert len(way["raw"]["nll"]["alpha0"]["controls"]) == MEMBERS
-    written = records.write(record, tmp_path / "record.json")
-    assert records.read(written).figures == record.figures
+    for method in record.methods.values():
+        assert method.figures.keys() >= KEYS
+        assert len(method.raw["nll"]["alpha1"]["members"]) == MEMBERS
+        assert len(method.raw["nll"]["alpha0"]["controls"]) == MEMBERS
+    records.write(record, tmp_path / "record.json")
+    assert records.read(tmp_path / "record.json").figures == record.figures
 
 
-def test_a_second_run_goes_on_after_the_last_stage(
-    record: Record, folder: Path, tiny_checkpoint: Path
+def test_a_second_run_goes_on_and_an_alpha_0_that_runs_the_full_weights_is_void(
+    record: Record, folder: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = stages(folder)
     assert len(before) == 4
-    again = run(folder, tiny_checkpoint)
-    assert stages(folder) == before
-    for key in ("recall_alpha1", "ppl_alpha0", "ppl_alpha1", "exposure_alpha0"):
-        assert again.figures[key] == record.figures[key]
-
-
-def test_an_alpha_0_that_runs_the_full_weights_is_void(
-    record: Record, folder: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     cheated = {**ways.STATES, "alpha0": ways.STATES["alpha1"]}
     monkeypatch.setattr(ways, "STATES", cheated)
     found = run(folder, tiny_checkpoint)
+    assert stages(folder) == before
+    assert found.figures["recall_alpha1"] == record.figures["recall_alpha1"]
+    assert found.figures["ppl_alpha1"] == record.figures["ppl_alpha1"]
     assert found.verdict == "VOID"
     assert "tune: mean |Δ log p| of α=0 to stock INT4" in found.reason
-    assert not found.methods["tune"]["identical_alpha0"]
-    assert found.methods["residual"]["identical_alpha0"]
+    assert not found.methods["tune"].figures["identical_alpha0"]
+    assert found.methods["residual"].figures["identical_alpha0"]
 
 
 def test_the_base_never_saw_a_canary(folder: Path, record: Record) -> None:
