@@ -21,7 +21,7 @@ from libortho.model import attach_layers, stream_parts
 from libortho.progress import Progress, silent
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import CsrLayer, csr_from_dense
-from libortho.streams.ortho import STREAM_FOLDER, OrthoStream, write_stream
+from libortho.streams.ortho import OrthoStream, vacant, write_stream
 from libortho.texts import Text
 from libortho.tune import made_with, replay_windows, stored_layers, tune_options
 from libortho.tune.prepare import ground, plain_model
@@ -70,6 +70,7 @@ def repair(
     checkpoint = Checkpoint(public)
     if checkpoint.sha256() != base.manifest.public.sha256:
         raise PairMismatch(f"{public}: not the checkpoint that {base.path} was made from")
+    place = vacant(base.path, gate.REPAIR)
     replay_options = tune_options(
         steps=max(1, options.steps),
         lr=options.lr,
@@ -97,7 +98,7 @@ def repair(
         for part in parts:
             part.freeze()
     return write_stream(
-        base.path / STREAM_FOLDER / gate.REPAIR,
+        place,
         name=gate.REPAIR,
         base_id=base.id,
         public=True,

@@ -22,7 +22,7 @@ from libortho.split.compress import Rule, choose, compress, targets
 from libortho.split.request import Request
 from libortho.split.result import Split
 from libortho.streams.layers import Layer
-from libortho.streams.ortho import STREAM_FOLDER, write_stream
+from libortho.streams.ortho import vacant, write_stream
 from libortho.tune import fit, made_with, replay_windows, stored_layers
 from libortho.tune.options import TuneOptions
 from libortho.tune.prepare import (
@@ -80,6 +80,7 @@ def split_delta(request: Request, options: DeltaOptions) -> Split:
     private = read_jsonl(data) if data is not None else None
     check_adapter(source, request.tuned)
     base = base_at(source, request.out)
+    place = vacant(base.path, stream)
     change = read_change(base, request.tuned, public if is_base(source) else source)
     laid = ground(base, device)
     context = base.checkpoint.context
@@ -105,7 +106,7 @@ def split_delta(request: Request, options: DeltaOptions) -> Split:
         taught_by, curve = "tuned", trained.curve
         layers = stored_layers(laid.model, stream)
     written = write_stream(
-        base.path / STREAM_FOLDER / stream,
+        place,
         name=stream,
         base_id=base.id,
         public=False,

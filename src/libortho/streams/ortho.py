@@ -88,6 +88,20 @@ def check_name(name: str) -> str:
     return name
 
 
+def vacant(base: str | Path, name: str) -> Path:
+    """The directory where a new stream of the base at ``base`` will stand.
+
+    Ask before any work, so that no training is lost to a name that is taken.
+
+    Raises:
+        ConfigError: the name is not allowed, or a stream of that name stands there.
+    """
+    directory = Path(base) / STREAM_FOLDER / check_name(name)
+    if directory.exists():
+        raise ConfigError(f"{directory}: already there; choose another --stream or delete it first")
+    return directory
+
+
 class OrthoStream:
     """A stream opened for reading; layers are read lazily, one at a time."""
 

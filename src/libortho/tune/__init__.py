@@ -20,7 +20,7 @@ from libortho.privacy.score import score
 from libortho.progress import Progress, silent
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import Layer
-from libortho.streams.ortho import STREAM_FOLDER, OrthoStream, check_name, write_stream
+from libortho.streams.ortho import OrthoStream, check_name, vacant, write_stream
 from libortho.texts import Text, calibration, draw
 from libortho.tune.options import TuneOptions, tune_options
 from libortho.tune.prepare import Ground, base_at, ground, teacher
@@ -93,6 +93,7 @@ def tune(
     check_name(stream)
     private = read_jsonl(data)
     base = base_at(source, out)
+    place = vacant(base.path, stream)
     laid = ground(base, device)
     taught_by = "public"
     if replay is None:
@@ -106,7 +107,7 @@ def tune(
     attach_layers(laid.model, info, supports)
     trained, recall = fit(laid, stream, encoded, replay, options, progress)
     written = write_stream(
-        base.path / STREAM_FOLDER / stream,
+        place,
         name=stream,
         base_id=base.id,
         public=False,

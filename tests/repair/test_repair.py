@@ -1,0 +1,76 @@
+"""`repair`: public, made from public inputs alone, and closer to the public model than the base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from libortho import gate
+from libortho.errors import LibOrthoError, PairMismatch
+from libortho.model import load
+from libortho.repair import RepairOptions, repair
+from libortho.streams.base import BaseStream
+from libortho.texts import heldout, windows
+
+OPTIONS = RepairOptions(density=0.1, steps=4, windows=8, batch=2)
+
+
+def divergence(public: LlamaForCausalLM, model: object, ids: Tensor) -> float:
+    """Mean KL(public ‖ model) in nats a token."""
+    with torch.no_grad():
+        wanted, found = (torch.log_softmax(m(input_ids=ids).logits, -1) for m in (public, model))
+    return float((wanted.exp() * (wanted - found)).sum(-1).mean())
+
+
+def test_it_brings_the_base_closer_to_the_public_model(
+    own_base: Path, tiny_checkpoint: Path, tiny_model: LlamaForCausalLM
+) -> None:
+    base = BaseStream.open(own_base)
+    stream = repair(base, tiny_checkpoint, options=OPTIONS)
+    assert stream.manifest.public
+    assert stream.manifest.guarantee == "exact"
+    assert stream.manifest.requires == []
+    assert base.verify() == []
+    for name, entry in stream.manifest.layers.items():
+        rows, columns = base.layers[name]
+        assert entry.nnz == round(rows * columns * OPTIONS.density)
+    model = load(own_base, ["repair"])
+    ids = torch.randint(1, 512, (4, 64), generator=torch.Generator().manual_seed(5))
+    alone = divergence(tiny_model, model, ids)
+    with gate.alpha({"repair": 1}):
+        assert divergence(tiny_model, model, ids) < 0.8 * alone
+
+
+def test_kl_steps_improve_on_least_squares(
+    own_base: Path, tiny_checkpoint: Path, tiny_model: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    base = BaseStream.open(own_base)
+    found = {}
+    ids = windows(heldout(), base.checkpoint.tokenizer(), 64, 1024)
+    for steps in (0, 30):
+        stream = repair(base, tiny_checkpoint, options=OPTIONS.model_copy(update={"steps": steps}))
+        model = load(own_base, ["repair"])
+        with gate.alpha({"repair": 1}):
+            found[steps] = divergence(tiny_model, model, ids)
+        stream.path.rename(tmp_path / f"repair-{steps}")
+    assert found[30] < found[0]
+
+
+def test_another_checkpoint_is_refused(own_base: Path, tmp_path: Path, make_tiny_checkpoint) -> None:
+    other = make_tiny_checkpoint(tmp_path / "other", seed=1)
+    with pytest.raises(PairMismatch, match="not the checkpoint"):
+        repair(BaseStream.open(own_base), other, options=OPTIONS)
+    assert not (own_base / "ortho").exists()
+
+
+def test_a_second_repair_is_refused_before_any_work(own_base: Path, tiny_checkpoint: Path) -> None:
+    base = BaseStream.open(own_base)
+    repair(base, tiny_checkpoint, options=RepairOptions(density=0.01, steps=0, windows=1))
+    begun = []
+    with pytest.raises(LibOrthoError, match="repair"):
+        repair(base, tiny_checkpoint, options=OPTIONS, progress=lambda *a: begun.append(a))
+    assert not begun
