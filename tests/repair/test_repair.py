@@ -60,7 +60,9 @@ def test_kl_steps_improve_on_least_squares(
     assert found[30] < found[0]
 
 
-def test_another_checkpoint_is_refused(own_base: Path, tmp_path: Path, make_tiny_checkpoint) -> None:
+def test_another_checkpoint_is_refused(
+    own_base: Path, tmp_path: Path, make_tiny_checkpoint
+) -> None:
     other = make_tiny_checkpoint(tmp_path / "other", seed=1)
     with pytest.raises(PairMismatch, match="not the checkpoint"):
         repair(BaseStream.open(own_base), other, options=OPTIONS)
