@@ -1,5 +1,6 @@
 """Language models in two streams: a public INT4 base and private streams behind a gate."""
 
+from libortho.audit import audit
 from libortho.errors import LibOrthoError
 from libortho.gate import alpha
 from libortho.linear import OrthoLinear
@@ -16,6 +17,7 @@ __all__ = [
     "TuneOptions",
     "alpha",
     "attach",
+    "audit",
     "call_region",
     "detach",
     "load",

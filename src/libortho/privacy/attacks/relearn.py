@@ -62,7 +62,9 @@ def run(subject: Subject) -> Outcome:
         "progress": subject.progress,
     }
     found = {"model": relearn(subject.model, *halves, stage="relearn", **common)}
-    if subject.reference is not None:
+    if subject.reference is not None and subject.reference.itself:
+        found["reference"] = found["model"]
+    elif subject.reference is not None:
         with gate.alpha(subject.reference.alpha):
             found["reference"] = relearn(
                 subject.reference.model, *halves, stage="relearn: reference", **common

@@ -61,6 +61,7 @@ class Reference:
         alpha: the gate's setting under which it never did.
         members: NLL of the members' completions, in nats.
         controls: NLL of the controls' completions, in nats.
+        itself: it is the very model under attack, in the same state of its gate.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Reference:
     alpha: gate.Setting
     members: Sequence[float]
     controls: Sequence[float]
+    itself: bool = False
 
 
 @dataclass(frozen=True)
