@@ -190,8 +190,8 @@ class Served:
     def opened(self, part: str) -> list[str]:
         return sorted(name for name in OPENED if part in name)
 
-    def modules(self, name: str) -> list[str]:
-        return sorted(module for module in sys.modules if module.split(".")[0] == name)
+    def modules(self, package: str) -> list[str]:
+        return sorted(module for module in sys.modules if module.split(".")[0] == package)
 
 
 def main() -> None:

@@ -24,16 +24,18 @@ class Agreement:
         decided: those where the reference's best two are further apart than twice the tolerance.
         equal: of these, where the engine chose the best.
         largest: max |Δ log p| of the chosen tokens, in nats.
+        tolerance: what it may be.
     """
 
     positions: int = 0
     decided: int = 0
     equal: int = 0
     largest: float = 0.0
+    tolerance: float = TOLERANCE
 
     @property
     def holds(self) -> bool:
-        return self.positions > 0 and self.decided == self.equal and self.largest <= TOLERANCE
+        return self.positions > 0 and self.decided == self.equal and self.largest <= self.tolerance
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -41,7 +43,7 @@ class Agreement:
             "decided": self.decided,
             "equal": self.equal,
             "max_abs_delta_log_prob": self.largest,
-            "tolerance": TOLERANCE,
+            "tolerance": self.tolerance,
         }
 
 
@@ -54,10 +56,14 @@ class Reference:
 
     @torch.no_grad()
     def compare(
-        self, prompts: list[list[int]], alphas: list[Any], results: list[dict[str, Any]]
+        self,
+        prompts: list[list[int]],
+        alphas: list[Any],
+        results: list[dict[str, Any]],
+        tolerance: float = TOLERANCE,
     ) -> Agreement:
         """Score the engine's own tokens, so that one near-tie does not end the comparison."""
-        agreement = Agreement()
+        agreement = Agreement(tolerance=tolerance)
         for prompt, alpha, result in zip(prompts, alphas, results, strict=True):
             tokens = torch.tensor(result["tokens"])
             setting = gate.parse(alpha) if isinstance(alpha, str) else (alpha or 0.0)
@@ -66,7 +72,7 @@ class Reference:
             logits = output.logits[0, len(prompt) - 1 :]
             log_probs = logits.log_softmax(-1)
             best = logits.topk(2).values
-            decided = best[:, 0] - best[:, 1] > 2 * TOLERANCE
+            decided = best[:, 0] - best[:, 1] > 2 * tolerance
             own = log_probs.gather(1, tokens[:, None])[:, 0]
             delta = (own - torch.tensor(result["log_probs"])).abs().max()
             agreement.positions += len(tokens)

@@ -12,7 +12,10 @@ import pytest
 from checkpoints import beside, poison
 from engines import Engine
 
-STOCK = {"dtype": "bfloat16", "num_gpu_blocks_override": 64, "max_num_batched_tokens": 320}
+STOCK = {"dtype": "float16", "num_gpu_blocks_override": 64, "max_num_batched_tokens": 320}
+HALF_TOLERANCE = 0.02
+"""Of a log-probability computed in float16, in nats: vLLM has no INT4 kernel for float32 on a CPU."""
+
 ROUNDS = 24
 TOKENS = 24
 
@@ -37,14 +40,12 @@ def poisoned(two: Path) -> Path:
 def test_stock_vllm_serves_the_base_of_a_directory_with_streams(
     stock, answers, reference, two, prompts, figures
 ) -> None:
-    assert stock.call("modules", name="libortho") == []
+    assert stock.call("modules", package="libortho") == []
     assert stock.call("opened", part="/ortho/") == []
-    agreement = reference(two).compare(prompts, [0] * len(prompts), answers)
-    # The engine computes in bfloat16 and the reference in float32: its tokens decide nothing
-    # closer than that, and the largest difference is a figure, not a bound.
-    figures["stock_bfloat16_against_float32"] = agreement.figures()
-    assert math.isfinite(agreement.largest)
-    assert agreement.largest < 0.5
+    closed = [0] * len(prompts)
+    agreement = reference(two).compare(prompts, closed, answers, HALF_TOLERANCE)
+    figures["stock_float16"] = agreement.figures()
+    assert agreement.holds, agreement
 
 
 def test_the_plugin_with_closed_streams_is_stock_vllm_bit_for_bit(

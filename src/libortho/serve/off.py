@@ -9,12 +9,16 @@ from __future__ import annotations
 from typing import Any
 
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor
-from vllm.v1.worker.gpu.sample.logits_processor.interface import (
-    LogitsProcessor as LogitsProcessorV2,
-)
 
 from libortho.serve import plugin
 from libortho.serve.requests import FIELD
+
+try:
+    from vllm.v1.worker.gpu.sample.logits_processor.interface import (
+        LogitsProcessor as LogitsProcessorV2,
+    )
+except ImportError:  # a release whose V2 runner has no processors: it must start all the same
+    LogitsProcessorV2 = object
 
 
 class AlphaGuard(LogitsProcessor, LogitsProcessorV2):  # type: ignore[misc]
