@@ -41,7 +41,9 @@ def main(target: Path) -> None:
     if not mark.is_file() or mark.read_text() != wanted:
         venv.create(target, with_pip=True, clear=True)
         pip = [python, "-m", "pip", "install", "-q"]
-        subprocess.run([*pip, "--extra-index-url", TORCH_INDEX, TORCH], check=True)
+        # Some indices of a machine's own hold the CPU builds, too.
+        if subprocess.run([*pip, TORCH], check=False).returncode:
+            subprocess.run([*pip, "--extra-index-url", TORCH_INDEX, TORCH], check=True)
         subprocess.run([*pip, "--no-deps", VLLM], check=True)
         listed = subprocess.run(
             [python, "-c", REQUIREMENTS], check=True, capture_output=True, text=True

@@ -14,7 +14,7 @@ from engines import Engine
 
 STOCK = {"dtype": "float16", "num_gpu_blocks_override": 64, "max_num_batched_tokens": 320}
 HALF_TOLERANCE = 0.02
-"""Of a log-probability computed in float16, in nats: vLLM has no INT4 kernel for float32 on a CPU."""
+"""Of a log-probability in float16, in nats: vLLM has no INT4 kernel for float32 on a CPU."""
 
 ROUNDS = 24
 TOKENS = 24
