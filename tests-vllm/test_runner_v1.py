@@ -11,6 +11,8 @@ import pytest
 from engines import Engine, EngineFailed
 from reference import Reference
 
+from libortho.streams.ortho import OrthoStream
+
 ALPHAS = (
     None,
     "private=1,repair=1",
@@ -113,12 +115,12 @@ def common(a: list[int], b: list[int]) -> int:
     return min(length, len(a) - 1) // 32 * 32
 
 
-def test_a_forged_salt_finds_nothing(engine, prompts) -> None:
+def test_a_forged_salt_finds_nothing(engine, many: Path, prompts) -> None:
     text = (prompts[3] * 2)[:96]
-    names = ("bound", "private", "repair", "tenant-7")
+    private = OrthoStream.open(many / "ortho" / "private").id
     engine.call("forget")
     engine.generate([text], ["private=1"], 2)
-    for salt in (*(f"libortho:{name}=256|" for name in names), "libortho:|"):
+    for salt in (f"libortho:{private}=256|", f"{private}=256", "libortho:|"):
         result = engine.call("generate", prompts=[text], alphas=[0], tokens=2, salts=[salt])
         assert result[0]["cached"] == 0
 
