@@ -18,6 +18,7 @@ from libortho.ops.schema import SCHEMAS
 FOLDER = Path(__file__).parent
 NEEDS = {"scalar": set(), "avx2": {"avx2", "fma", "f16c"}}
 NEEDS["avx512"] = NEEDS["avx2"] | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+NEEDS["avx512bf16"] = NEEDS["avx512"] | {"avx512_bf16"}
 SHAPES = [(100, 256, 128), (40, 96, 32)]
 BATCHES = (1, 2, 3, 4, 7, 16, 17, 70)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -169,7 +170,7 @@ print(loading.backend())
 def test_unknown_instruction_set_is_refused() -> None:
     ran = child("from libortho import ops; ops.backend()", LIBORTHO_ISA="mmx", LIBORTHO_BACKEND="")
     assert ran.returncode != 0
-    assert "none of scalar, avx2, avx512" in ran.stderr
+    assert "none of scalar, avx2, avx512, avx512bf16" in ran.stderr
 
 
 def test_compiler_errors_are_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,10 +111,11 @@ def test_runs_repeat_bit_for_bit(case, batch: int) -> None:
     assert torch.equal(layer(x, alpha), layer(x, alpha))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("batch", [1, 16])
-def test_threads_do_not_change_small_batches(case, batch: int) -> None:
+def test_threads_do_not_change_small_batches(case, batch: int, dtype: torch.dtype) -> None:
     layer = case(512, 512, 128, densities=(0.05,))
-    x, alpha = torch.randn(batch, 512), torch.ones(1, batch)
+    x, alpha = torch.randn(batch, 512).to(dtype), torch.ones(1, batch)
     threads = torch.get_num_threads()
     try:
         results = []
@@ -208,3 +209,41 @@ def test_each_call_counts_once(case, batch: int, dense: int) -> None:
     assert ops.dense_route_calls() - dense_calls == dense
     y.sum().backward()
     assert ops.native_op_calls() - calls == 1
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_pairs_of_bf16_serve_every_batch(case, dtype: torch.dtype) -> None:
+    """Where the CPU multiplies pairs of bf16, no batch dequantises the base."""
+    layer = case(32, 64, densities=(0.1,))
+    calls, dense_calls = ops.native_op_calls(), ops.dense_route_calls()
+    layer(torch.randn(40, 64).to(dtype), torch.ones(1, 40))
+    assert ops.native_op_calls() - calls == 1
+    wanted = 0 if ops.backend().isa == "avx512bf16" else 1
+    assert ops.dense_route_calls() - dense_calls == wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("batch", [1, 5, 20, 40])
+def test_inf_and_nan_stay_in_their_row(case, dtype: torch.dtype, batch: int) -> None:
+    layer = case(64, 128, 64, densities=())
+    x = torch.randn(batch, 128).to(dtype)
+    clean = layer(x, torch.zeros(0, batch))
+    x[0, 3] = float("inf")
+    infinite = layer(x, torch.zeros(0, batch))
+    code = layer.weight[:, 3]
+    assert infinite[0, code > 0].eq(float("inf")).all()
+    assert infinite[0, code < 0].eq(-float("inf")).all()
+    assert torch.equal(infinite[1:], clean[1:])
+    x[0, 3] = float("nan")
+    assert layer(x, torch.zeros(0, batch))[0].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_long_inputs_and_large_batches(case, dtype: torch.dtype) -> None:
+    """More inputs than one pass covers, more rows than one block: the seams of the tiling."""
+    layer = case(70, 4480, 128, densities=(0.01,))
+    x = torch.randn(150, 4480).to(dtype)
+    alpha = draw_alpha(1, 150)
+    error = (layer(x, alpha).double() - layer.exact(x, alpha)).abs()
+    assert (error <= layer.bound(x, alpha)).all()

@@ -23,6 +23,7 @@ UNITS = (
     "cpu/scalar.cpp",
     "cpu/avx2.cpp",
     "cpu/avx512.cpp",
+    "cpu/avx512bf16.cpp",
     "torch/binding.cpp",
 )
 # The stable ABI of libtorch 2.11: one library serves that release and every later one.
@@ -37,7 +38,11 @@ FLAGS = (
 )
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
-UNIT_FLAGS = {"cpu/avx2.cpp": _AVX2, "cpu/avx512.cpp": _AVX512}
+UNIT_FLAGS = {
+    "cpu/avx2.cpp": _AVX2,
+    "cpu/avx512.cpp": _AVX512,
+    "cpu/avx512bf16.cpp": (*_AVX512, "-mavx512bf16"),
+}
 _log = logging.getLogger(__name__)
 _MARK = "libortho-source-key:"
 

@@ -3,7 +3,7 @@
 Order: the library packaged in the wheel, a library compiled on this machine and cached under
 ``~/.cache/libortho`` (or ``$XDG_CACHE_HOME/libortho``), the plain-torch reference.
 ``LIBORTHO_BACKEND=native`` turns the fall to the reference into an error, ``=reference`` asks for
-it; ``LIBORTHO_ISA=scalar|avx2|avx512`` chooses the instruction set.
+it; ``LIBORTHO_ISA=scalar|avx2|avx512|avx512bf16`` chooses the instruction set.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from libortho.ops.autograd import register_derivatives
 from libortho.ops.schema import SCHEMAS, register_fakes
 
 _log = logging.getLogger(__name__)
-_ISAS = ("scalar", "avx2", "avx512")
+_ISAS = ("scalar", "avx2", "avx512", "avx512bf16")
 _PACKAGED = Path(__file__).resolve().parent.parent / "_native.abi3.so"
 
 
@@ -34,7 +34,7 @@ class Backend:
 
     Attributes:
         name: ``native`` or ``reference``.
-        isa: ``scalar``, ``avx2`` or ``avx512``; ``torch`` for the reference.
+        isa: ``scalar``, ``avx2``, ``avx512`` or ``avx512bf16``; ``torch`` for the reference.
         reason: why this one was chosen, one sentence.
         library: the shared library, None for the reference.
     """

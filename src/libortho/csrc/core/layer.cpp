@@ -62,6 +62,13 @@ struct ActiveRows {
   int64_t count() const { return static_cast<int64_t>(rows.size()); }
 };
 
+bool any_open(const float* alpha, int64_t m) {
+  for (int64_t i = 0; i < m; ++i) {
+    if (alpha[i] != 0.0f) return true;
+  }
+  return false;
+}
+
 int64_t widest_slice(const Stream& stream, int64_t slices) {
   int64_t widest = 0;
   for (int64_t i = 0; i < slices; ++i) {
@@ -133,6 +140,23 @@ class StreamPlan {
   int64_t scratch_size_ = 0;
 };
 
+// Adds the streams to the rows of tiles [begin, end) of y and rounds them to `out`, if given.
+template <typename T>
+void finish_tiles(const BaseLayer& base, const std::vector<StreamPlan<T>>& plans, DType type,
+                  int64_t m, int64_t begin, int64_t end, T* y, void* out) {
+  const int64_t n = base.rows, slices = slice_count(n);
+  const int64_t slices_per_tile = kTileRows / kSliceRows;
+  const int64_t slice_end = end * slices_per_tile < slices ? end * slices_per_tile : slices;
+  for (const StreamPlan<T>& plan : plans) plan.add(begin * slices_per_tile, slice_end, y);
+  if (out == nullptr) return;
+  const int64_t first = begin * kTileRows;
+  const int64_t width = (end * kTileRows < n ? end * kTileRows : n) - first;
+  for (int64_t i = 0; i < m; ++i) {
+    char* line = static_cast<char*>(out) + (i * n + first) * item_size(type);
+    active_kernels<T>().store(y + i * n + first, type, width, line);
+  }
+}
+
 template <typename T>
 void layer_forward(const BaseLayer& base, const Stream* streams, int64_t stream_count,
                    const void* x_data, DType x_type, int64_t m, void* y_data, ParallelFor parallel) {
@@ -169,19 +193,47 @@ void layer_forward(const BaseLayer& base, const Stream* streams, int64_t stream_
         for (int64_t r = first; r < n; ++r) y[i * n + r] = part[i * kTileRows + r - first];
       }
     }
-    const int64_t slices_per_tile = kTileRows / kSliceRows;
-    const int64_t slices = slice_count(n);
-    const int64_t slice_end = end * slices_per_tile < slices ? end * slices_per_tile : slices;
-    for (const StreamPlan<T>& plan : plans) plan.add(begin * slices_per_tile, slice_end, y);
-    if (!native) {
-      const int64_t first = begin * kTileRows;
-      const int64_t width = (end * kTileRows < n ? end * kTileRows : n) - first;
-      for (int64_t i = 0; i < m; ++i) {
-        char* out = static_cast<char*>(y_data) + (i * n + first) * item_size(x_type);
-        kernels.store(y + i * n + first, x_type, width, out);
-      }
-    }
+    finish_tiles(base, plans, x_type, m, begin, end, y, native ? nullptr : y_data);
   });
+}
+
+// Rows of bf16 that are packed at once: enough to make decoding cheap.
+constexpr int64_t kPairChunkRows = 128;
+
+// bf16 or fp16 rows on a CPU that multiplies pairs of bf16; any M.
+void pairs_layer_forward(const BaseLayer& base, const Stream* streams, int64_t stream_count,
+                         const char* x, DType x_type, int64_t m, char* y, ParallelFor parallel) {
+  const Kernels<float>& kernels = active_kernels<float>();
+  const int64_t n = base.rows, k = base.columns, item = item_size(x_type);
+  const int64_t pieces = x_type == DType::kFloat16 ? 2 : 1;
+  const int64_t step = m < kPairChunkRows / pieces ? m : kPairChunkRows / pieces;
+  const Buffer<uint32_t> pairs(step * pieces * k / 2);
+  const Buffer<float> sums(step * n);
+  for (int64_t first = 0; first < m; first += step) {
+    const int64_t rows = first + step < m ? step : m - first;
+    const char* part = x + first * k * item;
+    parallel_run(parallel, ceil_div(k, kPackColumns), rows * pieces * kPackColumns,
+                 [&](int64_t begin, int64_t end) {
+      const int64_t last = end * kPackColumns < k ? end * kPackColumns : k;
+      kernels.pack_pairs(part, x_type, rows, k, pieces, begin * kPackColumns, last, pairs.get());
+    });
+    bool open = false;
+    for (int64_t s = 0; s < stream_count; ++s) open = open || any_open(streams[s].alpha + first, rows);
+    const Buffer<float> wide(open ? rows * k : 0);
+    if (open) kernels.load(part, x_type, rows * k, wide.get());
+    std::vector<StreamPlan<float>> plans;
+    plans.reserve(static_cast<size_t>(stream_count));
+    for (int64_t s = 0; s < stream_count; ++s) {
+      Stream stream = streams[s];
+      stream.alpha += first;
+      plans.emplace_back(n, k, stream, wide.get(), rows, parallel);
+    }
+    parallel_run(parallel, tile_count(n), rows * k * kTileRows, [&](int64_t begin, int64_t end) {
+      const Buffer<uint32_t> scratch((base.group_size / 2 + rows * pieces) * kTileRows);
+      kernels.pairs_forward(base, pairs.get(), rows, pieces, begin, end, sums.get(), scratch.get());
+      finish_tiles(base, plans, x_type, rows, begin, end, sums.get(), y + first * n * item);
+    });
+  }
 }
 
 }  // namespace
@@ -191,9 +243,17 @@ void orth_layer_forward(const BaseLayer& base, const Stream* streams, int64_t st
   if (m == 0) return;
   if (x_type == DType::kFloat64) {
     layer_forward<double>(base, streams, stream_count, x, x_type, m, y, parallel);
+  } else if (orth_multiplies_pairs(x_type)) {
+    pairs_layer_forward(base, streams, stream_count, static_cast<const char*>(x), x_type, m,
+                        static_cast<char*>(y), parallel);
   } else {
     layer_forward<float>(base, streams, stream_count, x, x_type, m, y, parallel);
   }
+}
+
+bool orth_multiplies_pairs(DType x_type) {
+  return (x_type == DType::kBFloat16 || x_type == DType::kFloat16) &&
+         active_kernels<float>().pairs_forward != nullptr;
 }
 
 template <typename T>

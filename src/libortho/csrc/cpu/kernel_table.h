@@ -16,7 +16,8 @@ const Kernels<typename V::T>* kernel_table() {
   static const Kernels<typename V::T> kernels = {
       C::load,           C::store,           B::base_forward,
       B::dequantize,     S::pack,            S::gather_forward,
-      S::stream_forward, S::stream_grad_x,   S::stream_grad_values};
+      S::stream_forward, S::stream_grad_x,   S::stream_grad_values,
+      nullptr,           nullptr};
   return &kernels;
 }
 

@@ -38,17 +38,58 @@ struct Kernels {
   void (*stream_grad_values)(int64_t n, int64_t k, const Stream& stream, const T* packed_grad,
                              const T* packed_x, int64_t count, int64_t begin, int64_t end,
                              T* grad_values);
+  // Rows of bf16 or fp16 as packed pairs (pair_kernels.h): `pieces` rows of bf16 for each row, 1 or
+  // 2. Both null where the instruction set has no product of bf16 pairs.
+  // Inputs [begin, end), multiples of 16, of every row. out: rows * pieces * K / 2 words.
+  void (*pack_pairs)(const void* x, DType type, int64_t rows, int64_t k, int64_t pieces,
+                     int64_t begin, int64_t end, uint32_t* out);
+  // y[m, n] of the rows of tiles [begin, end) that exist; scratch: (group_size / 2 + rows * pieces)
+  // * 32 words.
+  void (*pairs_forward)(const BaseLayer& base, const uint32_t* pairs, int64_t rows, int64_t pieces,
+                        int64_t begin, int64_t end, T* y, uint32_t* scratch);
 };
 
-enum class Isa : int32_t { kScalar, kAvx2, kAvx512 };
+// Rows of packed pairs that are multiplied at once: 24 sums beside words, codes, the table and an
+// input fill the 32 registers. Up to 24 rows meet codes as they are decoded, more meet stored ones.
+constexpr int64_t kPairBlockRows = 12;
+constexpr int64_t kPairDirectRows = 24;
+// Inputs that one pass over the tiles covers when there are more rows than that: with 128 rows, half
+// of a 1 MiB cache.
+constexpr int64_t kPairPanel = 2048;
+
+// Walks the blocks of packed pairs of `all` rows: one, or as even as can be.
+struct PairBlocks {
+  explicit PairBlocks(int64_t all)
+      : begin(0), limit(all <= kPairDirectRows ? kPairDirectRows : kPairBlockRows), left(all) {
+    take();
+  }
+  void next() {
+    begin += rows;
+    left -= rows;
+    take();
+  }
+
+  int64_t begin;
+  int64_t rows = 0;
+
+ private:
+  void take() {
+    const int64_t blocks = (left + limit - 1) / limit;
+    rows = blocks == 0 ? 0 : (left + blocks - 1) / blocks;
+  }
+  int64_t limit, left;
+};
+
+enum class Isa : int32_t { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
 
 const Kernels<float>* scalar_kernels();
 const Kernels<double>* scalar_kernels_double();
 const Kernels<float>* avx2_kernels();    // null where not compiled in
 const Kernels<float>* avx512_kernels();  // null where not compiled in
+const Kernels<float>* avx512bf16_kernels();  // null where not compiled in
 
 // The instruction set in use: the best that the CPU has, or the one that LIBORTHO_ISA (scalar,
-// avx2, avx512) names. Throws std::runtime_error when that one cannot run here.
+// avx2, avx512, avx512bf16) names. Throws std::runtime_error when that one cannot run here.
 Isa active_isa();
 
 template <typename T>

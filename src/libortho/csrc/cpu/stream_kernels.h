@@ -55,23 +55,41 @@ struct StreamKernels {
     }
   }
 
+  // Dot products of one slice's rows with x, [16].
+  template <DType Type>
+  static inline void gather_slice(const uint16_t* columns, const char* values, int64_t slots,
+                                  const T* x, T* dots) {
+    constexpr int kVectors = kSliceRows / V::kWidth;
+    Reg sums[kVectors];
+    for (auto& sum : sums) sum = V::zero();
+    for (int64_t slot = 0; slot < slots; ++slot) {
+      __builtin_prefetch(columns + slot * kSliceRows + kAhead);
+      __builtin_prefetch(values + (slot * kSliceRows + kAhead) * item_size(Type));
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t entry = slot * kSliceRows + v * V::kWidth;
+        const Reg value = V::load_as(values + entry * item_size(Type), Type);
+        sums[v] = V::fma(value, V::gather(x, columns + entry), sums[v]);
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) V::store(dots + v * V::kWidth, sums[v]);
+  }
+  static constexpr int64_t kAhead = 1024;
+
   static void gather_forward(int64_t n, const Stream& stream, const T* x, T alpha, int64_t begin,
                              int64_t end, T* y) {
-    constexpr int kVectors = kSliceRows / V::kWidth;
-    const char* values = static_cast<const char*>(stream.values);
     const int64_t size = item_size(stream.value_type);
     for (int64_t slice = begin; slice < end; ++slice) {
-      Reg sums[kVectors];
-      for (auto& sum : sums) sum = V::zero();
-      for (int64_t slot = stream.slice_ptr[slice]; slot < stream.slice_ptr[slice + 1]; ++slot) {
-        for (int v = 0; v < kVectors; ++v) {
-          const int64_t entry = slot * kSliceRows + v * V::kWidth;
-          const Reg value = V::load_as(values + entry * size, stream.value_type);
-          sums[v] = V::fma(value, V::gather(x, stream.columns + entry), sums[v]);
-        }
-      }
+      const int64_t slot = stream.slice_ptr[slice], slots = stream.slice_ptr[slice + 1] - slot;
+      const uint16_t* columns = stream.columns + slot * kSliceRows;
+      const char* values = static_cast<const char*>(stream.values) + slot * kSliceRows * size;
       T dots[kSliceRows];
-      for (int v = 0; v < kVectors; ++v) V::store(dots + v * V::kWidth, sums[v]);
+      if (stream.value_type == DType::kFloat16) {
+        gather_slice<DType::kFloat16>(columns, values, slots, x, dots);
+      } else if (stream.value_type == DType::kFloat32) {
+        gather_slice<DType::kFloat32>(columns, values, slots, x, dots);
+      } else {
+        gather_slice<V::kType>(columns, values, slots, x, dots);
+      }
       const int64_t first = slice * kSliceRows;
       const int64_t rows = n - first < kSliceRows ? n - first : kSliceRows;
       for (int64_t r = 0; r < rows; ++r) y[first + r] = V::fma1(alpha, dots[r], y[first + r]);

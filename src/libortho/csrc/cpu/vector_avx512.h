@@ -60,9 +60,19 @@ struct VectorAvx512 {
     return _mm512_permutexvar_ps(J == 0 ? words : _mm512_srli_epi32(words, 4 * J), table);
   }
   static void unpack(uint32_t word, float scale, float* out) { unpack8(word, scale, out); }
+  // Four loads and inserts a quarter: on Zen 4 half the time of vgatherdps.
+  static __m128 gather4(const float* x, uint64_t columns) {
+    __m128 out = _mm_load_ss(x + (columns & 0xffff));
+    out = _mm_insert_ps(out, _mm_load_ss(x + (columns >> 16 & 0xffff)), 0x10);
+    out = _mm_insert_ps(out, _mm_load_ss(x + (columns >> 32 & 0xffff)), 0x20);
+    return _mm_insert_ps(out, _mm_load_ss(x + (columns >> 48)), 0x30);
+  }
   static Reg gather(const float* x, const uint16_t* columns) {
-    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(columns));
-    return _mm512_i32gather_ps(_mm512_cvtepu16_epi32(bits), x, 4);
+    uint64_t four[4];
+    std::memcpy(four, columns, sizeof four);
+    const __m256 low = _mm256_set_m128(gather4(x, four[1]), gather4(x, four[0]));
+    const __m256 high = _mm256_set_m128(gather4(x, four[3]), gather4(x, four[2]));
+    return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
   }
   static void transpose8(const float* const* source, float* out, int64_t ldo) {
     transpose8x8(source, out, ldo);

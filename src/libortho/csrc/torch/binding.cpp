@@ -19,7 +19,8 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Up to here the INT4 weights are streamed; above, dequantising once and a matmul win.
+// Up to here the INT4 weights are streamed; above, dequantising once and a matmul win, unless the CPU
+// multiplies pairs of bf16.
 constexpr int64_t kStreamedRows = 16;
 
 std::atomic<int64_t> native_calls{0};
@@ -174,7 +175,7 @@ Tensor dual_linear(Tensor x, Tensor tiles, Tensor scales, int64_t rows, int64_t 
   const bool wide = type == orth::DType::kFloat64;
   const Operands operands(tiles, scales, rows, group_size, slice_ptr, columns, values, alpha, m, wide);
   check_rows(x, operands.base.columns, "x");
-  if (m > kStreamedRows) {
+  if (m > kStreamedRows && !orth::orth_multiplies_pairs(type)) {
     dense_calls.fetch_add(1, std::memory_order_relaxed);
     return wide ? dense_forward<double>(operands, x, ScalarType::Double)
                 : dense_forward<float>(operands, x, ScalarType::Float);
