@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-vllm lint clean
+.PHONY: help install demo test test-matrix test-vllm lint clean
 
 PYTHON ?= python3
 # The tested version. Any torch that is already in .venv is kept.
@@ -23,7 +23,7 @@ INSTALLED := $(VENV)/.libortho-installed
 SOURCES := pyproject.toml $(wildcard setup.py) $(shell find src/libortho/csrc -type f 2>/dev/null)
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  Variables: PYTHON=$(PYTHON)  TORCH=$(TORCH)  TORCH_INDEX=$(TORCH_INDEX)  JOBS=$(JOBS)"
 
@@ -34,6 +34,11 @@ demo: $(INSTALLED) ## Learn secrets, split the weights, judge alpha = 0; options
 
 test: lint ## Lint, then every test; options in PYTEST_ARGS
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+test-matrix: $(INSTALLED) ## Architectures × dtypes × features, and lm-eval; a dated record in records/matrix
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev,lm-eval]"
+	LIBORTHO_RECORDS=records/matrix OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -q tests-matrix $(PYTEST_ARGS)
 
 test-vllm: ## Real vLLM on a CPU, in .venv-vllm; leaves a dated record in records/vllm
 	$(PYTHON) tests-vllm/environment.py $(VLLM_VENV)

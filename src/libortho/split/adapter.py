@@ -79,7 +79,7 @@ def read_adapter(
     if problems:
         raise UnsupportedLayer(
             f"{directory}: " + "; ".join(problems) + ". Train the adapter on "
-            "converted linears only, without these options"
+            "converted linears only, as a plain LoRA"
         )
     return layers
 
