@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 PENDING = "libortho experiment killswitch --text HELDOUT --device cuda"
 SEEDS = (0, 1, 2)
+TABLED = ("demo", "killswitch")
 
 WORDS: Mapping[str, Mapping[str, str]] = {
     "README.md": {
@@ -43,7 +44,7 @@ def figures(words: Mapping[str, str]) -> str:
     parts = []
     for path in sorted((ROOT / "records").rglob("*.json")):
         record = records.read(path)
-        if record.experiment == "killswitch":
+        if record.experiment in TABLED:
             parts.append(_table(record, path.relative_to(ROOT), words))
     for seed in SEEDS:
         if not (ROOT / "records" / "killswitch" / f"seed-{seed}.json").is_file():
