@@ -183,6 +183,10 @@ class Served:
             return str(error)
         return ""
 
+    def memory(self) -> dict[str, int]:
+        """Bytes of each stream, by the configuration's own account."""
+        return dict(self.llm.llm_engine.vllm_config.quant_config.bytes)
+
     def runner(self) -> str:
         engine = self.llm.llm_engine.vllm_config
         return "V2" if engine.use_v2_model_runner else "V1"

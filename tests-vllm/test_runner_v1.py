@@ -50,6 +50,17 @@ def test_a_mixed_batch_says_what_transformers_says(engine, measure, prompts, fig
     assert changed == [alpha not in (None, 0) for alpha in ALPHAS]
 
 
+def test_the_memory_of_each_tenant_is_told(engine, many: Path, figures) -> None:
+    told = engine.call("memory")
+    figures["bytes_of_streams"] = told
+    stored = {name: OrthoStream.open(many / "ortho" / name).manifest for name in told}
+    assert sorted(told) == ["bound", "private", "repair", "tenant-7"]
+    for name in ("bound", "private", "repair"):
+        entries = sum(layer.nnz for layer in stored[name].layers.values())
+        # Four bytes an entry, and the pads of slices of 16 rows.
+        assert 4 * entries < told[name] < 4 * 3 * entries
+
+
 def test_preemption_keeps_alpha(engine, measure, prompts, figures) -> None:
     before = engine.call("preemptions")
     long = [(prompt * 12)[:80] for prompt in prompts]

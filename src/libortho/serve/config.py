@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from typing import Any
 
 import torch
@@ -32,12 +33,14 @@ class OrthoConfig(CompressedTensorsConfig):  # type: ignore[misc]
     Attributes:
         attached: the streams of this engine.
         read: (stream, layer) pairs that this worker has loaded.
+        bytes: per stream, what this worker holds of it in memory.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.attached = Attached(reason="the engine was configured without a model path")
         self.read: set[tuple[str, str]] = set()
+        self.bytes: Counter[str] = Counter()
         self._names: dict[str, str] = {}
         self._path = ""
         self._base: BaseStream | None = None
@@ -127,6 +130,8 @@ class OrthoConfig(CompressedTensorsConfig):  # type: ignore[misc]
                 "vLLM runs these layers in a way that streams cannot be added to, so that "
                 f"requests would be answered without them: {listed}"
             )
+        for name, size in sorted(self.bytes.items()):
+            _log.info("libortho: stream %s takes %.1f MB of this worker's memory", name, size / 1e6)
 
 
 def ortho_config(vllm_config: Any) -> OrthoConfig | None:

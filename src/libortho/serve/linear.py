@@ -105,6 +105,10 @@ class OrthoLinearMethod(CompressedTensorsLinearMethod):  # type: ignore[misc]
         shard: Shard,
         device: torch.device,
     ) -> None:
+        def hold(name: str, tensor: Tensor) -> None:
+            layer.register_buffer(name, tensor.to(device), persistent=False)
+            self.config.bytes[self.config.attached.streams[which].info.name] += tensor.nbytes
+
         sparse = [(offset, part) for offset, part in parts if isinstance(part, CsrLayer)]
         if sparse:
             csr = take_csr(sparse, shard)
@@ -115,8 +119,7 @@ class OrthoLinearMethod(CompressedTensorsLinearMethod):  # type: ignore[misc]
                 (tiled.slice_ptr, tiled.columns, values),
                 strict=True,
             ):
-                name = f"libortho_{part}_{which}"
-                layer.register_buffer(name, tensor.to(device), persistent=False)
+                hold(f"libortho_{part}_{which}", tensor)
             layer.libortho_csr.append(which)
         for count, placed in enumerate(take_placed(parts, shard)):
             cut = placed.layer
@@ -125,8 +128,7 @@ class OrthoLinearMethod(CompressedTensorsLinearMethod):  # type: ignore[misc]
             names = [f"libortho_factor_{which}_{count}_{index}" for index in range(len(tensors))]
             for name, tensor in zip(names, tensors, strict=True):
                 # A difference is stored in fp16 and computed in the model's dtype.
-                value = tensor.to(layer.params_dtype) if dense else tensor
-                layer.register_buffer(name, value.to(device), persistent=False)
+                hold(name, tensor.to(layer.params_dtype) if dense else tensor)
             scaling = 1.0 if isinstance(cut, DenseLayer) else cut.scaling
             layer.libortho_matmuls.append(_Matmul(which, placed.start, names, scaling))
 
