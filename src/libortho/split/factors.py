@@ -43,14 +43,13 @@ def kfac_factors(
         sums[name] = torch.zeros(k, k, device=device), torch.zeros(n, n, device=device)
         handles.append(model.get_submodule(name).register_forward_hook(_watch(*sums[name])))
     handles.append(model.get_input_embeddings().register_forward_hook(_ask_gradient))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     tokens = 0
     try:
         for batch in windows.split(max(1, TOKENS_AT_ONCE // windows.shape[1])):
             logits = model(input_ids=batch.to(device), use_cache=False).logits[:, :-1].float()
             flat = torch.log_softmax(logits.flatten(0, 1), -1)
-            chances = flat.detach().exp().cpu()
-            labels = torch.multinomial(chances, 1, generator=generator).to(device)
+            labels = torch.multinomial(flat.detach().exp(), 1, generator=generator)
             flat.gather(1, labels).sum().backward()
             tokens += labels.numel()
             progress("curvature", tokens, windows[:, 1:].numel(), {})
