@@ -11,7 +11,9 @@ from libortho import records
 from libortho.baselines import UnlearnOptions
 from libortho.experiments.gates import gates
 from libortho.experiments.natural import Training
-from libortho.experiments.separation import NAME, Plan, separation
+from libortho.experiments.separation import NAME, separation
+from libortho.experiments.separation_plan import Plan
+from libortho.report import render
 from libortho.split import CurvatureOptions, ForgetOptions, ResidualOptions
 from libortho.texts import Text, pydoc_topics
 
@@ -65,6 +67,15 @@ def test_every_method_has_its_figures(run) -> None:
         assert len(raw["nll"][attacked]["members"]) == figures["members"]
     assert "recall_unnamed" in record.methods["forget-half"].figures
     assert json.loads(record.to_json())["experiment"] == NAME
+
+
+def test_the_page_shows_it(run, tmp_path: Path) -> None:
+    _, record = run
+    records.write(record, tmp_path / "record.json")
+    render([records.read(tmp_path / "record.json")], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "forget-alone" in page
+    assert "curvature" in page
 
 
 def test_the_contaminated_model_knows_what_is_taken_out(run) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import JsonValue
@@ -14,12 +15,15 @@ from libortho import records, report
 from libortho.checkpoint import REFERENCE
 from libortho.cli.console import emit, shown, stderr
 from libortho.cli.options import Device, Json, Plan, Texts, text
+from libortho.errors import ConfigError
 from libortho.experiments.family import SEEDS
 from libortho.experiments.killswitch import MEMBERS, demo, killswitch, utility
+from libortho.experiments.separation import separation
+from libortho.experiments.separation_plan import FULL, SMALL
 from libortho.records import Record
 
 STATUS = {"PASS": 0, "FAIL": 1, "VOID": 2}
-Name = Literal["killswitch", "utility"]
+Name = Literal["killswitch", "utility", "separation"]
 
 Members = Annotated[int | None, typer.Option(min=2, help="Canaries to memorise; as many controls.")]
 Records = Annotated[Path, typer.Option("--records", help="Where records are written.")]
@@ -73,25 +77,33 @@ def experiment_verb(
         "out/canaries"
     ),
     where: Records = Path("records"),
+    small: Annotated[
+        bool, typer.Option("--small", help="separation: the reduced plan for two CPU cores.")
+    ] = False,
     texts: Texts = None,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
     """Run an experiment: one record per seed under records/, and a verdict."""
+    if small and name != "separation":
+        raise ConfigError(f"experiment {name} has no --small; ask for fewer --members")
     chosen: Sequence[int] = seeds or SEEDS
     made: list[Record] = []
-    run = {"killswitch": killswitch, "utility": utility}[name]
     with shown() as progress:
         for seed in chosen:
-            made += run(
-                model,
-                out,
-                seeds=[seed],
-                members=members or MEMBERS,
-                text=text(texts),
-                device=device,
-                progress=progress,
-            )
+            common: dict[str, Any] = {
+                "seeds": [seed],
+                "text": text(texts),
+                "device": device,
+                "progress": progress,
+            }
+            if name == "separation":
+                plan = SMALL if small else FULL
+                plan = replace(plan, members=members or plan.members)
+                made += separation(model, out, plan=plan, **common)
+            else:
+                run = {"killswitch": killswitch, "utility": utility}[name]
+                made += run(model, out, members=members or MEMBERS, **common)
             records.write(made[-1], where / name / f"seed-{seed}.json")
     _conclude(made, json, f"records in {where}/{name}")
 

@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,25 @@ import torch
 from pydantic import JsonValue
 
 from libortho import gate, records
-from libortho.baselines import UnlearnOptions, prune, rounded, unlearn
+from libortho.baselines import prune, rounded, unlearn
 from libortho.checkpoint import Checkpoint
 from libortho.evaluate.arithmetic import make_problems
 from libortho.experiments.family import SEEDS
 from libortho.experiments.gates import gates
 from libortho.experiments.mixed import Bench, Look, look, opened
-from libortho.experiments.natural import Training, contaminate
+from libortho.experiments.natural import contaminate
+from libortho.experiments.separation_plan import FULL, Plan, plan_json
 from libortho.experiments.states import backend_name
 from libortho.experiments.verdict import as_json, at_least, judge
 from libortho.privacy.canaries import CanarySet, make_canaries
 from libortho.privacy.encode import encode
-from libortho.privacy.mix import STRATA, strata
+from libortho.privacy.mix import strata
 from libortho.privacy.private_set import write_jsonl
 from libortho.privacy.score import score
 from libortho.progress import Progress, silent
 from libortho.quantize import quantize
 from libortho.records import Record, write_atomic
-from libortho.split import CurvatureOptions, ForgetOptions, ResidualOptions, split
+from libortho.split import split
 from libortho.texts import Text, calibration, draw, heldout, windows
 from libortho.tune.prepare import plain_model
 
@@ -44,62 +45,6 @@ CONTAMINATED = "contaminated"
 NEVER = "never-exposed"
 _POOL = 4000
 _LEAST_RECITED = 0.25
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much of everything.
-
-    Attributes:
-        members: canaries that come by while training; as many controls do not.
-        exposures: how often, members taking them in turn.
-        window: tokens of a training window.
-        bits: of the residual bases; 8 is a checkpoint in floating point.
-        tokens: of held-out text.
-        problems: of arithmetic.
-        relearn_steps: of the relearning attack, at most.
-    """
-
-    members: int = 200
-    exposures: tuple[int, ...] = STRATA
-    window: int = 256
-    training: Training = field(default_factory=Training)
-    bits: tuple[int, ...] = (2, 3, 4, 8)
-    residual: ResidualOptions = field(default_factory=ResidualOptions)
-    curvature: CurvatureOptions = field(default_factory=CurvatureOptions)
-    forget: ForgetOptions = field(default_factory=ForgetOptions)
-    unlearn: UnlearnOptions = field(default_factory=UnlearnOptions)
-    tokens: int = 30_000
-    problems: int = 300
-    relearn_steps: int = 100
-
-
-FULL = Plan()
-
-# What two CPU cores do in about half an hour: fewer secrets, all of them shown often.
-SMALL = Plan(
-    members=40,
-    exposures=(16, 64),
-    window=128,
-    training=Training(steps=80, batch=4),
-    bits=(3, 4),
-    residual=ResidualOptions(rounding="mse"),
-    curvature=CurvatureOptions(rounding="mse", tokens=40_000, window=128),
-    forget=ForgetOptions(
-        rounding="mse",
-        steps=80,
-        private_batch=20,
-        neighbour_batch=8,
-        replay_batch=2,
-        neighbours=200,
-    ),
-    unlearn=UnlearnOptions(
-        steps=60, private_batch=20, neighbour_batch=8, replay_batch=2, neighbours=200
-    ),
-    tokens=8_000,
-    problems=100,
-    relearn_steps=30,
-)
 
 
 @dataclass(frozen=True)
@@ -141,6 +86,9 @@ def _run(setting: Setting) -> Record:
     setting.folder.mkdir(parents=True, exist_ok=True)
     stage = _Stage(setting)
     methods = {name: stage.figures(name, make) for name, make in stage.methods().items()}
+    for figures in methods.values():
+        # What every method here stands for is the contaminated model.
+        figures.setdefault("ppl_fp", methods[CONTAMINATED]["ppl_fp"])
     plan = setting.plan
     recited = len(stage.bench.members) / plan.members
     checks = [at_least("recall of the contaminated model", recited, _LEAST_RECITED, "VOID")]
@@ -156,7 +104,7 @@ def _run(setting: Setting) -> Record:
             "public": Path(setting.public).name,
             "canaries_sha256": stage.canaries.sha256,
             "device": str(setting.device),
-            "plan": _plan_json(plan),
+            "plan": plan_json(plan),
         },
         figures={
             "members": plan.members,
@@ -387,15 +335,3 @@ def _stored(path: Path) -> dict[str, JsonValue]:
 
 def _with(options: Any, **changes: Any) -> Any:
     return options.model_copy(update=changes)
-
-
-def _plan_json(plan: Plan) -> dict[str, JsonValue]:
-    found: dict[str, JsonValue] = {}
-    for key, value in vars(plan).items():
-        if hasattr(value, "model_dump"):
-            found[key] = value.model_dump(mode="json")
-        elif isinstance(value, Training):
-            found[key] = asdict(value)
-        else:
-            found[key] = list(value) if isinstance(value, tuple) else value
-    return found
