@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from libortho.errors import ConfigError
 from libortho.records import RawFile, Record, write_atomic
-from libortho.report import plots, view, words
+from libortho.report import audit, audit_plots, plots, view, words
 from libortho.report.cards import Card, cards, share
 from libortho.report.view import Cell, Way
 
@@ -48,6 +48,7 @@ class Run:
     ways: Sequence[Way]
     columns: Sequence[str]
     table: Mapping[str, Sequence[tuple[str, Sequence[Cell]]]]
+    section: Markup | None
     cards: Sequence[Card]
     checks: Sequence[view.Check]
     findings: Sequence[words.Finding]
@@ -105,6 +106,8 @@ def _rank(record: Record) -> int:
 
 
 def _run(record: Record, ident: str, out: Path) -> Run:
+    if audit.is_audit(record):
+        return _audited(record, ident, out)
     found = view.ways(record)
     command = view.command_for(record)
     columns = view.columns(record, found)
@@ -131,17 +134,52 @@ def _run(record: Record, ident: str, out: Path) -> Run:
             ]
             for way in found
         },
+        section=None,
         cards=cards(record, found, command) if judged else [],
         checks=view.checks(record),
         findings=[words.finding(way) for way in found] if judged else [],
         plots=[(svg, PLOT_WORDS[name]) for name, svg in drawn.items() if svg or judged],
         others=_others(record, found, judged),
-        raw_files=[
-            raw
-            for raw in (record.raw, *(m.raw for m in record.methods.values()))
-            if isinstance(raw, RawFile)
-        ],
+        raw_files=_raw_files(record),
     )
+
+
+def _audited(record: Record, ident: str, out: Path) -> Run:
+    """An audit: its methods are states of the gate, and attacks make its rows."""
+    found = audit.states(record)
+    command = view.command_for(record)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    text = (resources.files("libortho.report") / "audit.html").read_text(encoding="utf-8")
+    section = environment.from_string(text).render(groups=audit.groups(found), states=found)
+    drawn = {
+        name: getattr(audit_plots, name)(found, f"{ident}-{name}") for name in audit_plots.WORDS
+    }
+    told = ("verdict", "checks", "family", "states", "judged", "seconds")
+    figures = {**record.config, **record.figures}
+    return Run(
+        record=record,
+        ident=ident,
+        mark=MARKS[record.verdict],
+        sentence=audit.sentence(record, found),
+        command=command,
+        sha256=record.sha256(),
+        link=_link(record, out),
+        ways=[],
+        columns=[],
+        table={},
+        section=Markup(section),
+        cards=audit.cards(record, found, command),
+        checks=view.checks(record),
+        findings=[],
+        plots=[(svg, audit_plots.WORDS[name]) for name, svg in drawn.items() if svg],
+        others=[(key, view.text(value)) for key, value in figures.items() if key not in told],
+        raw_files=_raw_files(record),
+    )
+
+
+def _raw_files(record: Record) -> list[RawFile]:
+    raws = (record.raw, *(method.raw for method in record.methods.values()))
+    return [raw for raw in raws if isinstance(raw, RawFile)]
 
 
 def _across(group: Sequence[Run]) -> list[tuple[str, list[tuple[str, list[Cell]]]]]:

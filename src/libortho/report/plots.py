@@ -96,7 +96,7 @@ def training(found: Sequence[Way], ident: str) -> Markup | None:
         for axes in (loss, recall):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(loss)
-        return _svg(figure, ident, "Training loss and recall over steps, by way")
+        return svg(figure, ident, "Training loss and recall over steps, by way")
 
 
 def exposures(found: Sequence[Way], ident: str) -> Markup | None:
@@ -125,7 +125,7 @@ def exposures(found: Sequence[Way], ident: str) -> Markup | None:
         if not handles:
             handles, labels = grid[0][1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper right", ncols=3, fontsize=8.5)
-        return _svg(figure, ident, "Exposure of members and controls at α = 0 and α = 1, by way")
+        return svg(figure, ident, "Exposure of members and controls at α = 0 and α = 1, by way")
 
 
 def perplexities(found: Sequence[Way], gates: Mapping[str, float], ident: str) -> Markup | None:
@@ -175,7 +175,7 @@ def perplexities(found: Sequence[Way], gates: Mapping[str, float], ident: str) -
         grid[-1][0].set_xlabel("perplexity ÷ perplexity of the FP model")
         if marked:
             figure.legend(loc="outside upper right", fontsize=8.5)
-        return _svg(figure, ident, "Perplexity of each state over that of the FP model, by way")
+        return svg(figure, ident, "Perplexity of each state over that of the FP model, by way")
 
 
 def _histogram(axes: Axes, way: Way, state: str, bins: list[float]) -> None:
@@ -212,7 +212,7 @@ def _legend(axes: Axes) -> None:
         axes.legend(fontsize=8.5)
 
 
-def _svg(figure: Figure, ident: str, label: str) -> Markup:
+def svg(figure: Figure, ident: str, label: str) -> Markup:
     """The figure as an accessible ``<svg>`` element with ids of its own and the page's colours."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": ident}):

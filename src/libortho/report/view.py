@@ -41,6 +41,7 @@ CANARY_EXPERIMENTS = ("demo", "killswitch")
 ORDER = (
     "demo",
     "killswitch",
+    "audit",
     "utility",
     "genius",
     "performance",
@@ -138,8 +139,8 @@ class Way:
 
 def command_for(record: Record) -> str:
     """The command that makes a record of this experiment."""
-    demo = record.experiment == "demo"
-    return "libortho demo" if demo else f"libortho experiment {record.experiment}"
+    verbs = {"demo": "libortho demo", "audit": "libortho audit MODEL --data FILE"}
+    return verbs.get(record.experiment, f"libortho experiment {record.experiment}")
 
 
 def ways(record: Record) -> list[Way]:
