@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from libortho.cli import audit, base, canaries, experiments, look, split, streams
+from libortho.cli import audit, base, bench, canaries, experiments, look, split, streams
 from libortho.errors import LibOrthoError
 
 # The base of all complaints about usage, whichever click typer carries.
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (experiments, base, streams, split, audit, canaries, look):
+for module in (experiments, base, streams, split, audit, canaries, look, bench):
     module.register(app)
 
 

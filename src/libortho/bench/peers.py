@@ -1,0 +1,169 @@
+"""Other people's kernels on the same layer, each checked before it is timed.
+
+Optional packages are imported where they are used. A peer that is missing, fails or computes
+something else is skipped, and the reason is part of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from libortho.bench.layers import RandomLayer, copies_of
+from libortho.bench.timing import Call
+
+PEER_ERROR = 0.02
+"""Largest |y - exact| / |exact|, Frobenius: bf16 weights and sums stay ten times below."""
+
+
+class PeerUnavailable(Exception):
+    """Why a peer is not measured."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A peer on one layer.
+
+    Attributes:
+        call: (x, which copy of the weights) → y [M, N].
+        weight: fp32 [N, K], the matrix that the peer multiplies by.
+    """
+
+    call: Callable[[Tensor, int], Tensor]
+    weight: Tensor
+
+
+def prepared(name: str, layer: RandomLayer, x: Tensor) -> Call:
+    """A checked peer, ready to be timed on x [M, K].
+
+    Raises:
+        PeerUnavailable: with the reason.
+    """
+    try:
+        peer = PEERS[name](layer, x.dtype)
+        found = peer.call(x, 0).double()
+    except PeerUnavailable:
+        raise
+    except Exception as error:
+        said = str(error).strip().splitlines() or [""]
+        raise PeerUnavailable(f"{type(error).__name__}: {said[0]}") from error
+    exact = x.double() @ peer.weight.double().T
+    error_found = float((found - exact).norm() / exact.norm())
+    if not error_found <= PEER_ERROR:
+        raise PeerUnavailable(f"wrong result: relative error {error_found:.3g} > {PEER_ERROR}")
+    return lambda turn: peer.call(x, turn)
+
+
+def _torch(dtype: torch.dtype) -> Callable[[RandomLayer, torch.dtype], Prepared]:
+    def prepare(layer: RandomLayer, _: torch.dtype) -> Prepared:
+        weight = layer.weight()
+        first = weight.to(dtype)
+        copies = [first.clone() for _ in range(copies_of(first.nbytes))]
+
+        def call(x: Tensor, turn: int) -> Tensor:
+            return torch.nn.functional.linear(x.to(dtype), copies[turn % len(copies)])
+
+        return Prepared(call, weight)
+
+    return prepare
+
+
+def _aten_int4(layer: RandomLayer, dtype: torch.dtype) -> Prepared:
+    """torch's own W4A16 matmul: ``_weight_int4pack_mm`` and its CPU sibling."""
+    codes = layer.codes.int() + 8
+    # [K / group, N, 2]: scale, and the value of code 8, which is 0 here.
+    scales = torch.stack((layer.scales.T, torch.zeros_like(layer.scales.T)), dim=-1)
+    scales = scales.to(dtype).contiguous()
+    group = layer.group_size
+    if layer.device.type == "cpu":
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+        multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
+    else:
+        pairs = (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8)
+        packed = torch.ops.aten._convert_weight_to_int4pack(pairs, 8)
+        multiply = torch.ops.aten._weight_int4pack_mm
+    copies = [(packed.clone(), scales.clone()) for _ in range(copies_of(packed.nbytes))]
+
+    def call(x: Tensor, turn: int) -> Tensor:
+        weights, scale = copies[turn % len(copies)]
+        y: Tensor = multiply(x, weights, group, scale)
+        return y
+
+    rounded = layer.codes.float() * layer.scales.to(dtype).float().repeat_interleave(group, dim=1)
+    return Prepared(call, rounded)
+
+
+def _naive_dual(layer: RandomLayer, dtype: torch.dtype) -> Prepared:
+    """The dual stream without a fused kernel: an int4 matmul, a sparse one, and a sum."""
+    if not layer.dense:
+        raise PeerUnavailable("the layer has no stream")
+    base = _aten_int4(layer, dtype)
+    ortho = next(iter(layer.dense.values()))
+    sparse = ortho.to_sparse_csr()
+    copies = [sparse.clone() for _ in range(copies_of(sparse.values().nbytes * 2))]
+
+    def call(x: Tensor, turn: int) -> Tensor:
+        part = (copies[turn % len(copies)] @ x.T.float()).T
+        return base.call(x, turn) + part.to(x.dtype)
+
+    return Prepared(call, base.weight + ortho)
+
+
+def _bitsandbytes(layer: RandomLayer, dtype: torch.dtype) -> Prepared:
+    try:
+        import bitsandbytes as bnb
+    except ImportError as error:
+        raise PeerUnavailable(f"not installed: {error}") from error
+    quantised, state = bnb.functional.quantize_4bit(
+        layer.weight().to(dtype), blocksize=64, quant_type="nf4"
+    )
+    copies = [quantised.clone() for _ in range(copies_of(quantised.nbytes))]
+    weight = bnb.functional.dequantize_4bit(quantised, state).float()
+
+    def call(x: Tensor, turn: int) -> Tensor:
+        y: Tensor = bnb.matmul_4bit(x, copies[turn % len(copies)].t(), quant_state=state)
+        return y
+
+    return Prepared(call, weight)
+
+
+def _torchao(layer: RandomLayer, dtype: torch.dtype) -> Prepared:
+    try:
+        from torchao.quantization import Int4WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise PeerUnavailable(f"not installed: {error}") from error
+    rows, columns = layer.shape
+    cpu = layer.device.type == "cpu"
+    config = Int4WeightOnlyConfig(
+        group_size=layer.group_size,
+        int4_packing_format="opaque" if cpu else "tile_packed_to_4d",
+    )
+    modules = []
+    for _ in range(copies_of(rows * columns // 2)):
+        module = torch.nn.Linear(columns, rows, bias=False, device=layer.device, dtype=dtype)
+        module.weight.data.copy_(layer.weight())
+        quantize_(module, config)
+        modules.append(module)
+    # Its own rounding to 4 bits: the identity reads the matrix back.
+    eye = torch.eye(columns, dtype=dtype, device=layer.device)
+    weight = modules[0](eye).T.float()
+
+    def call(x: Tensor, turn: int) -> Tensor:
+        y: Tensor = modules[turn % len(modules)](x)
+        return y
+
+    return Prepared(call, weight)
+
+
+PEERS: dict[str, Callable[[RandomLayer, torch.dtype], Prepared]] = {
+    "torch bf16": _torch(torch.bfloat16),
+    "torch fp16": _torch(torch.float16),
+    "aten int4": _aten_int4,
+    "torchao int4": _torchao,
+    "bitsandbytes nf4": _bitsandbytes,
+    "aten int4 + torch sparse": _naive_dual,
+}
+"""By name: makes the peer from a layer, in the dtype of the activations."""
