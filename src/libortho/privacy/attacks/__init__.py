@@ -113,14 +113,14 @@ ATTACKS: Mapping[str, Attack] = {
     "zlib": Attack(
         zlib.run,
         "Membership by zlib",
-        "The same, with the loss divided by the compressed size of the secret.",
+        "Guesses membership by the loss divided by the compressed size of the secret.",
         _HALF,
         _AUC,
     ),
     "min-k": Attack(
         min_k.run,
         "Min-k%",
-        "The same, from the fifth of the secret's tokens that the model finds least likely.",
+        "Guesses membership by the fifth of a secret's tokens that the model finds least likely.",
         _HALF,
         _AUC,
     ),
