@@ -42,29 +42,29 @@ class Plan:
 
 FULL = Plan()
 
-# What two CPU cores do in about half an hour: fewer secrets, all of them shown often.
+# For two CPU cores: fewer secrets, all of them shown often, and shorter training everywhere.
 SMALL = Plan(
-    members=40,
+    members=30,
     exposures=(16, 64),
     window=128,
-    training=Training(steps=80, batch=4),
+    training=Training(steps=70, batch=4),
     bits=(3, 4),
     residual=ResidualOptions(rounding="mse"),
-    curvature=CurvatureOptions(rounding="mse", tokens=40_000, window=128),
+    curvature=CurvatureOptions(rounding="mse", tokens=30_000, window=128),
     forget=ForgetOptions(
         rounding="mse",
-        steps=80,
-        private_batch=20,
+        steps=60,
+        private_batch=15,
         neighbour_batch=8,
         replay_batch=2,
-        neighbours=200,
+        neighbours=100,
     ),
     unlearn=UnlearnOptions(
-        steps=60, private_batch=20, neighbour_batch=8, replay_batch=2, neighbours=200
+        steps=40, private_batch=15, neighbour_batch=8, replay_batch=2, neighbours=100
     ),
     tokens=8_000,
     problems=100,
-    relearn_steps=30,
+    relearn_steps=15,
 )
 
 
