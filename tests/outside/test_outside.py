@@ -198,3 +198,13 @@ def test_what_no_gate_can_act_on_is_named(tiny_base, tiny_model: PreTrainedModel
             {NORM: difference(model, NORM), "nothing": DenseLayer(torch.zeros(1).half())},
         )
     assert set(model.state_dict()) == before
+
+
+def test_one_compiled_graph_serves_every_alpha(tiny_base, ids) -> None:
+    model = load(tiny_base)
+    closed = logits(model, ids)
+    attach_layers(model, PRIVATE, {n: difference(model, n) for n in (EMBEDDING, NORM)})
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for alpha in (0, 1, [0, 1, 0, 0.5]):
+        assert torch.equal(logits(compiled, ids, alpha), logits(model, ids, alpha))
+    assert torch.equal(logits(compiled, ids, [1, 0, 1, 0])[[1, 3]], closed[[1, 3]])
