@@ -37,11 +37,22 @@ _CACHES = ("past_key_values", "cache", "cache_params")
 
 @dataclass
 class Ortho:
-    """What libortho keeps of a converted model, at ``model.ortho``."""
+    """What libortho keeps of a converted model, at ``model.ortho``.
 
-    base: BaseStream
+    Attributes:
+        stored: the base directory; None for a model that was made in memory.
+    """
+
+    stored: BaseStream | None
     attached: list[gate.StreamInfo] = field(default_factory=list)
     forwards: int = 0
+
+    @property
+    def base(self) -> BaseStream:
+        """The base directory; ConfigError for a model that was made in memory."""
+        if self.stored is None:
+            raise ConfigError("this model was made in memory: it has no base directory")
+        return self.stored
 
 
 def load(
@@ -86,10 +97,7 @@ def load(
     _load_others(model, base, dtype)
     if (base.path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(base.path)
-    model.ortho = state
-    model.register_forward_pre_hook(_capture, with_kwargs=True)
-    model.register_forward_hook(_release, always_call=True)
-    model.eval().requires_grad_(False)
+    adopt(model, state)
     if device_map is None:
         model.to(device)
     for stream in streams:
@@ -97,6 +105,14 @@ def load(
     if device_map is not None:
         dispatch(model, device_map, offload_folder)
     return model
+
+
+def adopt(model: PreTrainedModel, state: Ortho) -> None:
+    """Put the gate before a model whose linears are converted, and freeze it."""
+    model.ortho = state
+    model.register_forward_pre_hook(_capture, with_kwargs=True)
+    model.register_forward_hook(_release, always_call=True)
+    model.eval().requires_grad_(False)
 
 
 def attach(model: PreTrainedModel, stream: str | Path | OrthoStream) -> OrthoStream:

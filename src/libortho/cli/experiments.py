@@ -15,6 +15,7 @@ from libortho import records, report
 from libortho.checkpoint import REFERENCE
 from libortho.cli.console import emit, shown, stderr
 from libortho.cli.options import Device, Json, Plan, Texts, text
+from libortho.cli.performance import run_performance
 from libortho.errors import ConfigError
 from libortho.experiments.family import SEEDS
 from libortho.experiments.killswitch import MEMBERS, demo, killswitch, utility
@@ -23,7 +24,7 @@ from libortho.experiments.separation_plan import FULL, SMALL
 from libortho.records import Record
 
 STATUS = {"PASS": 0, "FAIL": 1, "VOID": 2}
-Name = Literal["killswitch", "utility", "separation"]
+Name = Literal["killswitch", "utility", "separation", "performance"]
 
 Members = Annotated[int | None, typer.Option(min=2, help="Canaries to memorise; as many controls.")]
 Records = Annotated[Path, typer.Option("--records", help="Where records are written.")]
@@ -87,6 +88,11 @@ def experiment_verb(
     """Run an experiment: one record per seed under records/, and a verdict."""
     if small and name != "separation":
         raise ConfigError(f"experiment {name} has no --small; ask for fewer --members")
+    if name == "performance":
+        if device != "cpu":
+            raise ConfigError("experiment performance decodes on the CPU; leave --device out")
+        decoded = run_performance(where, (seeds or [0])[0], json)
+        raise typer.Exit(STATUS[decoded.verdict])
     chosen: Sequence[int] = seeds or SEEDS
     made: list[Record] = []
     with shown() as progress:
