@@ -10,7 +10,7 @@ from libortho.errors import NumericsError
 from libortho.privacy.canaries import make_canaries
 from libortho.privacy.encode import Encoded, encode
 from libortho.privacy.score import score
-from libortho.privacy.token_scores import TOP_K, token_scores
+from libortho.privacy.token_scores import TOP_K, rows_a_forward, token_scores
 
 
 def test_every_field_is_what_it_says(tiny_model, tiny_tokenizer) -> None:
@@ -46,6 +46,16 @@ def test_it_agrees_with_the_scorer_of_the_verdict(tiny_model, tiny_tokenizer) ->
         assert ours.nll == pytest.approx(theirs.nll, rel=1e-6)
         assert ours.exact == theirs.exact
         assert int(ours.hit.sum()) == theirs.argmax_matches
+
+
+def test_a_large_vocabulary_makes_small_batches(tiny_model, monkeypatch) -> None:
+    encoded = [Encoded((0, *range(1, 20)), 1)] * 9
+    assert rows_a_forward(tiny_model, encoded, 32) == 32
+    whole = [one.nll for one in token_scores(tiny_model, encoded)]
+    monkeypatch.setattr("libortho.privacy.token_scores.LOGITS_A_FORWARD", 20 * 512 * 2)
+    assert rows_a_forward(tiny_model, encoded, 32) == 2
+    assert rows_a_forward(tiny_model, encoded, 1) == 1
+    assert [one.nll for one in token_scores(tiny_model, encoded)] == pytest.approx(whole)
 
 
 def test_what_is_not_finite_is_named(tiny_model) -> None:

@@ -17,6 +17,9 @@ from libortho.privacy.encode import Encoded, pad
 from libortho.privacy.score import completion_logits
 from libortho.progress import Progress
 
+LOGITS_A_FORWARD = 2**26
+"""Elements of the logits of one forward, at most: 256 MiB in float32."""
+
 TOP_K = 40
 """The sampler of (n,p)-discoverable extraction: temperature 1 among the 40 likeliest tokens."""
 
@@ -52,6 +55,13 @@ class TokenScores:
         return bool(self.hit.all())
 
 
+def rows_a_forward(model: Any, encoded: Sequence[Encoded], batch_size: int) -> int:
+    """How many examples a forward takes: ``batch_size``, or what ``LOGITS_A_FORWARD`` allows."""
+    longest = max(len(one.input_ids) for one in encoded)
+    vocabulary: int = model.config.vocab_size
+    return max(1, min(batch_size, LOGITS_A_FORWARD // (longest * vocabulary)))
+
+
 @torch.no_grad()
 def token_scores(
     model: Any,
@@ -66,15 +76,16 @@ def token_scores(
     Args:
         model: a transformers causal LM; the caller sets alpha.
         encoded: what to score; batches follow its order.
-        batch_size: examples a forward.
+        batch_size: examples a forward, at most.
 
     Raises:
         NumericsError: naming the examples whose log-probabilities are not finite.
     """
     device = next(model.parameters()).device
     scores: list[TokenScores] = []
-    for start in range(0, len(encoded), batch_size):
-        part = encoded[start : start + batch_size]
+    size = rows_a_forward(model, encoded, batch_size)
+    for start in range(0, len(encoded), size):
+        part = encoded[start : start + size]
         batch = pad(part)
         first = int(batch.prompt_lengths.min()) - 1
         logits = completion_logits(

@@ -18,6 +18,7 @@ from libortho.errors import NumericsError
 from libortho.privacy.attacks.linears import decoder_linears
 from libortho.privacy.attacks.subject import Half, Outcome, Subject, membership
 from libortho.privacy.encode import Encoded, pad
+from libortho.privacy.token_scores import rows_a_forward
 
 
 def run(subject: Subject) -> Outcome:
@@ -25,7 +26,8 @@ def run(subject: Subject) -> Outcome:
 
     def norms(half: Half, name: str) -> list[float]:
         found: list[float] = []
-        size = max(1, subject.budget.batch_size // 4)
+        # Activations are kept for the backward pass, and attention is squared in the sequence.
+        size = rows_a_forward(subject.model, half.encoded, max(1, subject.budget.batch_size // 4))
         for start in range(0, len(half.encoded), size):
             found += gradient_norms(subject.model, half.encoded[start : start + size])
             subject.progress(f"gradient: {name}", len(found), len(half.encoded), {})

@@ -21,7 +21,7 @@ from libortho.errors import NumericsError
 from libortho.privacy.attacks.linears import adapters
 from libortho.privacy.attacks.subject import Outcome, Subject, median, proportion
 from libortho.privacy.encode import Encoded, pad
-from libortho.privacy.token_scores import token_scores
+from libortho.privacy.token_scores import rows_a_forward, token_scores
 from libortho.progress import Progress
 
 RANK = 16
@@ -131,8 +131,9 @@ def _backward(
     device = next(model.parameters()).device
     count = sum(len(one.completion_ids) for one in shown)
     flags, loss = [], 0.0
-    for start in range(0, len(shown), batch_size):
-        batch = pad(shown[start : start + batch_size])
+    size = rows_a_forward(model, shown, batch_size)
+    for start in range(0, len(shown), size):
+        batch = pad(shown[start : start + size])
         ids, mask = batch.input_ids.to(device), batch.attention_mask.to(device)
         with torch.enable_grad():
             logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
