@@ -95,4 +95,13 @@ def test_decoding_times_every_state() -> None:
 
 def test_the_report_shows_it(record: records.Record, tmp_path: Path) -> None:
     page = report.render([record], tmp_path / "report.html").read_text("utf-8")
-    assert "performance" in page
+    for words in (
+        "Batch 4",
+        "unmeasured",
+        "libortho bench --device cuda",
+        "ideal",
+        "no such state",
+    ):
+        assert words in page
+    middle = record.methods["alpha1"].figures["ms_per_token_batch4"]
+    assert f"{middle:.1f} ms" in page

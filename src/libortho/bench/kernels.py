@@ -45,10 +45,10 @@ def candidates(layer: RandomLayer, x: Tensor) -> dict[str, Call]:
     mixed[:, ::2] = 0
     calls = {BASE: layer.call(x, None, None)}
     for density in layer.streams:
-        calls[f"alpha=0 at {density:.0%}"] = layer.call(x, density, closed)
-        calls[f"alpha=1 at {density:.0%}"] = layer.call(x, density, opened)
+        calls[f"alpha=0 at {100 * density:g}%"] = layer.call(x, density, closed)
+        calls[f"alpha=1 at {100 * density:g}%"] = layer.call(x, density, opened)
         if rows > 1:
-            calls[f"alpha mixed at {density:.0%}"] = layer.call(x, density, mixed)
+            calls[f"alpha mixed at {100 * density:g}%"] = layer.call(x, density, mixed)
     return calls
 
 

@@ -29,6 +29,9 @@ KERNEL_ROWS = (1, 2, 4, 8, 16, 32, 64)
 KERNEL_DENSITIES = (0.005, 0.01, 0.02, 0.05)
 KERNEL_ROUNDS = 20
 FP_BYTES = 2
+NOT_RUN = {
+    "One layer on CUDA, against its peers": "libortho bench --device cuda",
+}
 
 
 def performance(
@@ -90,6 +93,7 @@ def performance(
         },
         methods=methods,
         raw={"kernels": kernels},
+        not_run=NOT_RUN,
     )
 
 

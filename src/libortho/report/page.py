@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from libortho.errors import ConfigError
 from libortho.records import RawFile, Record, write_atomic
-from libortho.report import audit, audit_plots, plots, view, words
+from libortho.report import audit, audit_plots, plots, speed, speed_plots, view, words
 from libortho.report.cards import Card, cards, share
 from libortho.report.view import Cell, Way
 
@@ -108,6 +108,8 @@ def _rank(record: Record) -> int:
 def _run(record: Record, ident: str, out: Path) -> Run:
     if audit.is_audit(record):
         return _audited(record, ident, out)
+    if record.experiment == "performance":
+        return _timed(record, ident, out)
     found = view.ways(record)
     command = view.command_for(record)
     columns = view.columns(record, found)
@@ -173,6 +175,38 @@ def _audited(record: Record, ident: str, out: Path) -> Run:
         findings=[],
         plots=[(svg, audit_plots.WORDS[name]) for name, svg in drawn.items() if svg],
         others=[(key, view.text(value)) for key, value in figures.items() if key not in told],
+        raw_files=_raw_files(record),
+    )
+
+
+def _timed(record: Record, ident: str, out: Path) -> Run:
+    """A run of ``performance``: its methods are states that were timed."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    text = (resources.files("libortho.report") / "speed.html").read_text(encoding="utf-8")
+    section = environment.from_string(text).render(
+        record=record, batches=speed.batches(record), lines=speed.lines(record)
+    )
+    drawn = {
+        name: getattr(speed_plots, name)(record, f"{ident}-{name}") for name in speed_plots.WORDS
+    }
+    figures = {**record.config, **record.figures}
+    return Run(
+        record=record,
+        ident=ident,
+        mark=MARKS[record.verdict],
+        sentence=speed.sentence(record),
+        command=view.command_for(record),
+        sha256=record.sha256(),
+        link=_link(record, out),
+        ways=[],
+        columns=[],
+        table={},
+        section=Markup(section),
+        cards=[],
+        checks=view.checks(record),
+        findings=[],
+        plots=[(svg, speed_plots.WORDS[name]) for name, svg in drawn.items() if svg],
+        others=[(key, view.text(value)) for key, value in figures.items() if key != "checks"],
         raw_files=_raw_files(record),
     )
 
