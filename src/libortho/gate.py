@@ -231,7 +231,13 @@ def rows(
 
 def _expanded(state: Captured, names: Sequence[str], x: Tensor) -> Tensor:
     count = math.prod(x.shape[:-1])
-    table = state.alpha[[state.names.index(name) for name in names]]
+    known = [name for name in names if name in state.names]
+    table = state.alpha[[state.names.index(name) for name in known]]
+    if len(known) < len(names):
+        # Attached since the forward began: closed in it, since alpha holds to the end.
+        whole = table.new_zeros(len(names), table.shape[1])
+        whole[[place for place, name in enumerate(names) if name in state.names]] = table
+        table = whole
     if count % table.shape[1]:
         raise AlphaError(f"an input of {count} rows cannot be shared by {table.shape[1]} sequences")
     return table.repeat_interleave(count // table.shape[1], dim=1).to(x.device)

@@ -46,6 +46,7 @@ class Ortho:
     stored: BaseStream | None
     attached: list[gate.StreamInfo] = field(default_factory=list)
     forwards: int = 0
+    under_way: set[int] = field(default_factory=set)
 
     @property
     def base(self) -> BaseStream:
@@ -118,6 +119,8 @@ def adopt(model: PreTrainedModel, state: Ortho) -> None:
 def attach(model: PreTrainedModel, stream: str | Path | OrthoStream) -> OrthoStream:
     """Attach a stream to a loaded model: by name, by path, or opened already.
 
+    At any time: in a forward that is under way the stream stays closed.
+
     Raises:
         ConfigError: a stream of that name is attached.
         PairMismatch: the stream belongs to another base.
@@ -170,9 +173,15 @@ def detach(model: PreTrainedModel, name: str) -> None:
     """Drop a stream: its bytes leave the process.
 
     Raises:
-        ConfigError: no stream of that name is attached.
+        ConfigError: no stream of that name is attached, or a forward is under way, whose alpha
+            holds to its end.
     """
     attached = ortho(model).attached
+    if ortho(model).under_way:
+        raise ConfigError(
+            f"{len(ortho(model).under_way)} forward(s) are under way; detach stream {name!r} when "
+            "they have ended"
+        )
     if name not in [info.name for info in attached]:
         raise ConfigError(
             f"stream {name!r} is not attached; attached: "
@@ -258,6 +267,7 @@ class CallRegion:
     expected_op_calls: int = 0
     dense_route_calls: int = 0
     forwards: int = 0
+    under_way: set[int] = field(default_factory=set)
 
 
 @contextmanager
@@ -325,6 +335,7 @@ def _capture(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         gate.enter(gate.Captured((), torch.zeros(0, 1), ((),), gate.current()))
         raise
     model.ortho.forwards += 1
+    model.ortho.under_way.add(id(state))
     gate.enter(state)
 
 
@@ -352,6 +363,7 @@ def _begin(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> gate.Ca
 @_uncompiled  # type: ignore[untyped-decorator]
 def _release(model: Any, args: tuple[Any, ...], output: Any) -> None:
     state = gate.leave()
+    model.ortho.under_way.discard(id(state))
     cache = getattr(output, "past_key_values", None)
     if cache is not None and state is not None:
         cache.libortho_gate = state.key

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from libortho.quantize import quantize
+from libortho.streams.ortho import STREAM_FOLDER, write_stream
 
 # One process for all of them: importing transformers costs more than the models do.
 STOCK = """
@@ -49,12 +50,23 @@ def publics(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer) -> dict[st
 
 
 @pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory, publics) -> dict[str, Path]:
-    """Their INT4 bases; treat them as read-only."""
+def bases(tmp_path_factory: pytest.TempPathFactory, publics, make_layer) -> dict[str, Path]:
+    """Their INT4 bases, a private stream beside each; treat them as read-only."""
     folder = tmp_path_factory.mktemp("bases")
-    return {
-        name: quantize(public, folder / name, method="mse").path for name, public in publics.items()
-    }
+    found = {}
+    for name, public in publics.items():
+        base = quantize(public, folder / name, method="mse")
+        write_stream(
+            base.path / STREAM_FOLDER / "private",
+            name="private",
+            base_id=base.id,
+            public=False,
+            method="tune",
+            guarantee="exact",
+            layers=[(path, make_layer(shape)) for path, shape in base.layers.items()],
+        )
+        found[name] = base.path
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from libortho.cli import ERROR, USAGE, run
+from libortho.model import load, memory
+from libortho.streams.base import BaseStream
+from libortho.streams.ortho import STREAM_FOLDER, write_stream
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,30 @@ def test_inspect_and_verify_speak_json(base: Path, capsys) -> None:
     assert found["streams"] == {}
     assert run(["verify", str(base), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["problems"] == []
+
+
+def test_inspect_tells_the_memory_of_every_tenant(
+    tmp_path: Path, tiny_base: Path, make_layers, capsys
+) -> None:
+    out = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    for seed, (name, kind) in enumerate([("tenant-1", "csr"), ("tenant-7", "lowrank")]):
+        write_stream(
+            out / STREAM_FOLDER / name,
+            name=name,
+            base_id=BaseStream.open(out).id,
+            public=False,
+            method="tune",
+            guarantee="exact",
+            layers=make_layers(kind, seed).items(),
+        )
+    assert run(["inspect", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    told = {name: stream["memory_bytes"] for name, stream in found["streams"].items()}
+    measured = memory(load(out, ["tenant-1", "tenant-7"]))
+    assert told == {name: measured[name] for name in ("tenant-1", "tenant-7")}
+    assert "model.norm.weight" in found["kept"]
+    assert run(["inspect", str(out)]) == 0
+    assert f"{told['tenant-7']:,} in memory" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_rebuild_from_the_public_checkpoint_is_identical(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 import libortho
 from libortho import gate
-from libortho.errors import AlphaError
+from libortho.errors import AlphaError, ConfigError
 from libortho.gate import StreamInfo
 from libortho.linear import LowRankStream
 from libortho.model import attach_layers, linears, load, stream_parts
@@ -109,6 +111,31 @@ def test_tenants_come_and_go_without_touching_the_base(house, ids, make_layers) 
     for name, (address, tensor) in before.items():
         assert after[name].data_ptr() == address
         assert torch.equal(after[name], tensor)
+
+
+def test_a_forward_under_way_keeps_the_streams_that_it_began_with(house, ids, make_layers) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    def wait(module, args) -> None:
+        reached.set()
+        assert go_on.wait(30)
+
+    expected = logits(house, ids, {"tenant-1": 1})
+    handle = house.model.layers[0].register_forward_pre_hook(wait)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(logits, house, ids, {"tenant-1": 1})
+        assert reached.wait(30)
+        attach_layers(house, StreamInfo("late", "id-late", False), make_layers("csr", 42))
+        with pytest.raises(ConfigError, match=r"1 forward\(s\) are under way"):
+            libortho.detach(house, "tenant-1")
+        go_on.set()
+        assert torch.equal(answer.result(30), expected)
+    handle.remove()
+    assert not torch.equal(logits(house, ids, {"tenant-1": 1, "late": 1}), expected)
+    libortho.detach(house, "tenant-1")
+    with pytest.raises(AlphaError):
+        logits(house, ids, {"tenant-1": 1})
+    libortho.detach(house, "late")  # a forward that failed is not under way
 
 
 def test_memory_is_told_per_tenant(house, model) -> None:
