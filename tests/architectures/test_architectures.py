@@ -17,6 +17,7 @@ from libortho.errors import UnsupportedLayer
 from libortho.evaluate.tolerance import log_prob_tolerance
 from libortho.model import attach, linears, load
 from libortho.quantize import quantize
+from libortho.split.factors import kfac_factors
 from libortho.streams.base import BaseStream
 from libortho.tune import tune, tune_options
 
@@ -131,6 +132,23 @@ def test_gptq_walks_their_blocks(name: str, publics: dict[str, Path], tmp_path: 
     assert max(errors.values()) < 0.25
     with torch.no_grad():
         assert bool(torch.isfinite(load(base.path)(input_ids=ids).logits).all())
+
+
+def test_curvature_leaves_out_the_last_position_of_every_window(publics, ids: Tensor) -> None:
+    """OPT runs its MLP on the tokens of all sequences in one row of rows."""
+    model = AutoModelForCausalLM.from_pretrained(publics["opt"], dtype=torch.float32)
+    model.eval().requires_grad_(False)
+    name, seen = "model.decoder.layers.1.fc1", []
+    handle = model.get_submodule(name).register_forward_pre_hook(
+        lambda module, args: seen.append(args[0])
+    )
+    with torch.no_grad():
+        model(ids)
+    handle.remove()
+    assert seen[0].dim() == 2
+    rows = seen[0].view(*ids.shape, -1)[:, :-1].flatten(0, 1)
+    inputs, _ = kfac_factors(model, [name], ids)[name]
+    torch.testing.assert_close(inputs, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-5)
 
 
 def test_experts_are_int4_on_disk_and_may_not_be_skipped(

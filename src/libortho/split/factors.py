@@ -41,7 +41,8 @@ def kfac_factors(
     for name in layers:
         n, k = model.get_submodule(name).weight.shape
         sums[name] = torch.zeros(k, k, device=device), torch.zeros(n, n, device=device)
-        handles.append(model.get_submodule(name).register_forward_hook(_watch(*sums[name])))
+        watch = _watch(*sums[name], windows.shape[1])
+        handles.append(model.get_submodule(name).register_forward_hook(watch))
     handles.append(model.get_input_embeddings().register_forward_hook(_ask_gradient))
     generator = torch.Generator(device).manual_seed(seed)
     tokens = 0
@@ -59,13 +60,17 @@ def kfac_factors(
     return {name: (a / tokens, g / tokens) for name, (a, g) in sums.items()}
 
 
-def _watch(inputs: Tensor, gradients: Tensor) -> Any:
+def _watch(inputs: Tensor, gradients: Tensor, length: int) -> Any:
+    def labelled(x: Tensor) -> Tensor:
+        # Some models (OPT) run their linears on the tokens of all windows in one row of rows.
+        return x.reshape(-1, length, x.shape[-1])[:, :-1].flatten(0, 1).float()
+
     def keep(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        rows = args[0].detach()[:, :-1].flatten(0, 1).float()
+        rows = labelled(args[0].detach())
         inputs.addmm_(rows.T, rows)
 
         def accumulate(gradient: Tensor) -> None:
-            g = gradient[:, :-1].flatten(0, 1).float()
+            g = labelled(gradient)
             gradients.addmm_(g.T, g)
 
         output.register_hook(accumulate)
