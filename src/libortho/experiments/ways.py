@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from typing import Any
 import torch
 
 from libortho.checkpoint import Checkpoint, resolve
+from libortho.errors import ConfigError
 from libortho.experiments.lora import LORA_OPTIONS, MERGED, memorise
 from libortho.experiments.states import Way
 from libortho.gate import REPAIR, Setting
 from libortho.privacy.canaries import CanarySet, make_canaries
 from libortho.privacy.encode import Encoded, encode
+from libortho.privacy.private_set import encode_jsonl
 from libortho.progress import Progress, silent
 from libortho.quantize import quantize
 from libortho.records import write_atomic
@@ -124,6 +126,7 @@ def make_ways(
     plan: Plan,
     *,
     seed: int,
+    wanted: Sequence[str] = ("tune", "delta", "residual"),
     text: Text | None = None,
     device: str | torch.device = "cpu",
     progress: Progress = silent,
@@ -132,10 +135,16 @@ def make_ways(
 
     Every stage leaves a directory and a ``*.stage.json``; a run in the same ``folder`` goes on
     after the last stage that was finished.
+
+    Args:
+        wanted: ways to make; ``delta`` and ``residual`` need a LoRA that ``tune`` does not.
+
+    Raises:
+        ConfigError: ``folder`` holds other canaries.
     """
     canaries = make_canaries(plan.members, seed)
     data = folder / "members.jsonl"
-    canaries.write(data, folder / "controls.jsonl")
+    _keep(canaries, data, folder / "controls.jsonl")
     tokenizer = base.checkpoint.tokenizer()
     members, controls = (encode(tokenizer, half) for half in (canaries.members, canaries.controls))
     options = plan.tune.model_copy(update={"seed": seed})
@@ -173,7 +182,9 @@ def make_ways(
         out = folder / "residual"
         return split(lora / MERGED, out, method="residual", options=plan.residual, **common).curve
 
-    done = {stage.__name__: _finished(folder, stage) for stage in (tuned, merged, delta, residual)}
+    needed = {"tune": (tuned,), "delta": (merged, delta), "residual": (merged, residual)}
+    stages = dict.fromkeys(stage for name in wanted for stage in needed[name])
+    done = {stage.__name__: _finished(folder, stage) for stage in stages}
     public_path = Checkpoint(public).path
     both = ("repair", "private")
     plain: dict[str, Setting] = {"alpha0": 0.0, "alpha1": {"private": 1.0}}
@@ -182,17 +193,31 @@ def make_ways(
         Way("delta", folder / "delta", both, STATES, "exact", lora / MERGED),
         Way("residual", folder / "residual", ("private",), plain, "measured", lora / MERGED),
     ]
+    trained = {
+        "tune": {"tune": "tuned"},
+        "delta": {"LoRA": "merged", "delta": "delta"},
+        "residual": {"LoRA": "merged"},
+    }
     curves = {
-        "tune": {"tune": done["tuned"].curve},
-        "delta": {"LoRA": done["merged"].curve, "delta": done["delta"].curve},
-        "residual": {"LoRA": done["merged"].curve},
+        name: {run: done[stage].curve for run, stage in trained[name].items()} for name in wanted
     }
-    seconds = {
-        "tune": done["tuned"].seconds,
-        "delta": done["merged"].seconds + done["delta"].seconds,
-        "residual": done["merged"].seconds + done["residual"].seconds,
-    }
-    return Made(base, canaries, members, controls, lora / MERGED, ways, curves, seconds)
+    seconds = {name: sum(done[stage.__name__].seconds for stage in needed[name]) for name in wanted}
+    chosen = [way for way in ways if way.name in wanted]
+    return Made(base, canaries, members, controls, lora / MERGED, chosen, curves, seconds)
+
+
+def _keep(canaries: CanarySet, members: Path, controls: Path) -> None:
+    """Write the canaries, unless they are there; others there are what a stream was trained on."""
+    there = [file for file in (members, controls) if file.is_file()]
+    for file, half in ((members, canaries.members), (controls, canaries.controls)):
+        if file in there and file.read_bytes() != encode_jsonl(map(asdict, half)):
+            count = len(file.read_bytes().splitlines())
+            raise ConfigError(
+                f"{file} holds {count} other canaries than the {len(half)} of this run: "
+                f"ask for --members {count} and the seed they were drawn by, or choose another -o"
+            )
+    if len(there) < 2:
+        canaries.write(members, controls)
 
 
 @dataclass(frozen=True)

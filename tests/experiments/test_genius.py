@@ -1,0 +1,93 @@
+"""Genius on a tiny model: every base, the record, and the rule."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from libortho import records
+from libortho.experiments import genius as module
+from libortho.experiments.genius import FULL, Plan, Rounding, _checks, genius
+from libortho.experiments.verdict import judge
+from libortho.records import Record
+from libortho.repair import RepairOptions
+
+PLAN = replace(
+    FULL,
+    problems=12,
+    tokens=512,
+    repair=RepairOptions(steps=1, windows=2, batch=2),
+    densities=(0.01, 0.05),
+    bases={"absmax3": Rounding("absmax", 3), "gptq2": Rounding("gptq", 2)},
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("genius")
+
+
+@pytest.fixture(scope="module")
+def record(folder: Path, tiny_checkpoint: Path) -> Record:
+    (made,) = genius(tiny_checkpoint, folder, plan=PLAN)
+    return made
+
+
+def test_an_untrained_model_has_nothing_to_lose(record: Record, tmp_path: Path) -> None:
+    assert record.verdict == "VOID"
+    assert "absmax3: FP − base" in record.reason
+    assert all(method.figures["void"] for method in record.methods.values())
+    records.write(record, tmp_path / "record.json")
+    assert records.read(tmp_path / "record.json") == record
+
+
+def test_every_answer_is_in_the_record(record: Record) -> None:
+    assert set(record.methods) == set(PLAN.bases)
+    assert record.n == len(record.raw["problems"]) == PLAN.problems
+    for name, method in record.methods.items():
+        assert set(method.raw) == {name, f"{name}+0.01", f"{name}+0.05"}
+        assert all(len(one["correct"]) == PLAN.problems for one in method.raw.values())
+        first, last = method.figures["repaired"]
+        assert first["recovered"] is None
+        assert method.figures["ppl_ratio"] != first["ppl_ratio"] != last["ppl_ratio"]
+
+
+def test_a_second_run_asks_nobody_again_and_another_plan_does(
+    record: Record, folder: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(module, "accuracy", refuse)
+    (again,) = genius(tiny_checkpoint, folder, plan=PLAN)
+    assert again.methods == record.methods
+    with pytest.raises(AssertionError, match="asked again"):
+        genius(tiny_checkpoint, folder, plan=replace(PLAN, problems=13))
+
+
+def headline(plan: Plan, lost: float, recovered: float, p: float) -> dict[str, Any]:
+    void = lost <= 0.03
+    first = {"density": plan.densities[0], "recovered": None if void else recovered, "p": p}
+    return {"absmax3": {"void": void, "lost": lost, "lost_error": 0.01, "repaired": [first]}}
+
+
+@pytest.mark.parametrize(
+    ("lost", "recovered", "p", "verdict"),
+    [
+        (0.3, 0.63, 1e-6, "PASS"),
+        (0.3, 0.49, 1e-6, "FAIL"),
+        (0.3, 0.63, 0.06, "FAIL"),
+        (0.03, 0.9, 1e-6, "VOID"),
+    ],
+)
+def test_the_rule(lost: float, recovered: float, p: float, verdict: str) -> None:
+    assert judge(_checks(headline(PLAN, lost, recovered, p)))[0] == verdict
+
+
+def test_the_models_are_asked_with_repair_open(record: Record) -> None:
+    """Were the gate left closed, the repaired base would answer as the base does."""
+    for name, method in record.methods.items():
+        assert method.raw[name]["nll"] != method.raw[f"{name}+0.05"]["nll"]
