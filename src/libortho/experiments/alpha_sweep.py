@@ -155,6 +155,14 @@ def _record(
         {key: value for key, value in point.items() if not key.endswith("op_calls")}
         for point in points
     ]
+    curves: dict[str, Any] = dict(made.curves[WAY])
+    method: dict[str, Any] = {
+        "guarantee": "exact",
+        "exposure_kind": "controls",
+        "sweep": swept,
+        "seconds": made.seconds[WAY],
+        "raw": {"sweep": raw, "curves": curves},
+    }
     return records.new(
         NAME,
         verdict,
@@ -177,15 +185,7 @@ def _record(
             "checks": as_json(checks),
             "seconds": seconds,
         },
-        methods={
-            WAY: {
-                "guarantee": "exact",
-                "exposure_kind": "controls",
-                "sweep": swept,
-                "seconds": made.seconds[WAY],
-                "raw": {"sweep": raw, "curves": made.curves[WAY]},
-            }
-        },
+        methods={WAY: method},
     )
 
 

@@ -132,7 +132,7 @@ def train_privately(
     from opacus.accountants import RDPAccountant
     from opacus.optimizers import DPOptimizer
 
-    parts = _sparse_parts(model, stream)
+    parts = sparse_parts(model, stream)
     parameters = {name: part.trainable()[0] for name, part in parts.items()}
     generator = torch.Generator(next(model.parameters()).device).manual_seed(options.seed + 1)
     drawing = torch.Generator().manual_seed(options.seed + 2)
@@ -250,7 +250,8 @@ def _losses(model: Any, batch: Batch) -> Tensor:
     return torch.where(wanted, nll, 0.0).sum(1) / wanted.sum(1)
 
 
-def _sparse_parts(model: Any, stream: str) -> dict[str, CsrStream]:
+def sparse_parts(model: Any, stream: str) -> dict[str, CsrStream]:
+    """The parts of an attached stream; ConfigError where one is not sparse, or there are none."""
     parts = stream_parts(model, stream)
     sparse = {name: part for name, part in parts.items() if isinstance(part, CsrStream)}
     if not parts or len(sparse) != len(parts):

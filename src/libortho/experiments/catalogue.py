@@ -1,0 +1,134 @@
+"""Every experiment under one signature, so that a command can run one or all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from libortho.errors import ConfigError
+from libortho.experiments import alpha_sweep, dp, family, genius, separation_plan
+from libortho.experiments.killswitch import MEMBERS, killswitch, utility
+from libortho.experiments.separation import separation
+from libortho.progress import Progress, silent
+from libortho.records import Record
+from libortho.texts import Text
+from libortho.tune.dpsgd import INSTALL, require_opacus
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a user asks of an experiment.
+
+    Attributes:
+        model: public checkpoint.
+        folder: keeps what was made, so that a run can go on.
+        members: canaries; the experiment's own number where None.
+        problems: arithmetic problems; the experiment's own number where None.
+        small: the reduced plan for two CPU cores.
+        text: public text; default the shipped samples.
+        device: of training.
+    """
+
+    model: str | Path
+    folder: Path
+    members: int | None = None
+    problems: int | None = None
+    small: bool = False
+    text: Text | None = None
+    device: str | torch.device = "cpu"
+    progress: Progress = silent
+
+    def common(self, seed: int) -> dict[str, Any]:
+        """What every experiment takes."""
+        return {
+            "seeds": [seed],
+            "text": self.text,
+            "device": self.device,
+            "progress": self.progress,
+        }
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment.
+
+    Attributes:
+        run: makes the record of one seed.
+        takes: which of ``members``, ``problems`` and ``small`` mean something to it.
+        seeds: run by default.
+        missing: raises ConfigError where what it needs is not installed.
+        install: the command that mends that.
+    """
+
+    run: Callable[[Ask, int], list[Record]]
+    takes: frozenset[str]
+    seeds: Sequence[int] = family.SEEDS
+    missing: Callable[[], None] = lambda: None
+    install: str = ""
+
+    def record(self, ask: Ask, seed: int) -> Record:
+        """The record of one seed.
+
+        Raises:
+            ConfigError: the experiment does not take what was asked; all of it is named.
+        """
+        given = {"members": ask.members, "problems": ask.problems, "small": ask.small or None}
+        strange = [f"--{name}" for name, value in given.items() if value is not None]
+        strange = [option for option in strange if option[2:] not in self.takes]
+        if strange:
+            raise ConfigError(f"this experiment does not take {', '.join(strange)}")
+        (made,) = self.run(ask, seed)
+        return made
+
+
+def _killswitch(ask: Ask, seed: int) -> list[Record]:
+    members = ask.members or MEMBERS
+    return killswitch(ask.model, ask.folder, members=members, **ask.common(seed))
+
+
+def _utility(ask: Ask, seed: int) -> list[Record]:
+    members = ask.members or MEMBERS
+    return utility(ask.model, ask.folder, members=members, **ask.common(seed))
+
+
+def _genius(ask: Ask, seed: int) -> list[Record]:
+    plan = genius.SMALL if ask.small else genius.FULL
+    plan = replace(plan, problems=ask.problems or plan.problems)
+    return genius.genius(ask.model, ask.folder, plan=plan, **ask.common(seed))
+
+
+def _separation(ask: Ask, seed: int) -> list[Record]:
+    plan = separation_plan.SMALL if ask.small else separation_plan.FULL
+    plan = replace(plan, members=ask.members or plan.members)
+    return separation(ask.model, ask.folder, plan=plan, **ask.common(seed))
+
+
+def _alpha_sweep(ask: Ask, seed: int) -> list[Record]:
+    plan = alpha_sweep.SMALL if ask.small else alpha_sweep.FULL
+    plan = replace(plan, problems=ask.problems or plan.problems)
+    members = ask.members or MEMBERS
+    return alpha_sweep.alpha_sweep(
+        ask.model, ask.folder, members=members, plan=plan, **ask.common(seed)
+    )
+
+
+def _dp(ask: Ask, seed: int) -> list[Record]:
+    plan = dp.SMALL if ask.small else dp.FULL
+    plan = replace(plan, members=ask.members or plan.members)
+    return dp.dp(ask.model, ask.folder, plan=plan, **ask.common(seed))
+
+
+EXPERIMENTS: Mapping[str, Experiment] = {
+    "killswitch": Experiment(_killswitch, frozenset({"members"})),
+    "utility": Experiment(_utility, frozenset({"members"})),
+    "alpha-sweep": Experiment(_alpha_sweep, frozenset({"members", "problems", "small"})),
+    "genius": Experiment(_genius, frozenset({"problems", "small"}), seeds=(0,)),
+    "dp": Experiment(
+        _dp, frozenset({"members", "small"}), (0,), missing=require_opacus, install=INSTALL
+    ),
+    "separation": Experiment(_separation, frozenset({"members", "small"})),
+}
