@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from pydantic import JsonValue
@@ -17,14 +16,15 @@ from libortho.cli.console import emit, shown, stderr
 from libortho.cli.options import Device, Json, Plan, Texts, text
 from libortho.cli.performance import run_performance
 from libortho.errors import ConfigError
-from libortho.experiments.family import SEEDS
-from libortho.experiments.killswitch import MEMBERS, demo, killswitch, utility
-from libortho.experiments.separation import separation
-from libortho.experiments.separation_plan import FULL, SMALL
+from libortho.experiments.catalogue import EXPERIMENTS, Ask
+from libortho.experiments.killswitch import demo
+from libortho.experiments.series import run_all
 from libortho.records import Record
 
 STATUS = {"PASS": 0, "FAIL": 1, "VOID": 2}
-Name = Literal["killswitch", "utility", "separation", "performance"]
+Name = Literal[
+    "killswitch", "utility", "alpha-sweep", "genius", "dp", "performance", "separation", "all"
+]
 
 Members = Annotated[int | None, typer.Option(min=2, help="Canaries to memorise; as many controls.")]
 Records = Annotated[Path, typer.Option("--records", help="Where records are written.")]
@@ -79,39 +79,34 @@ def experiment_verb(
     ),
     where: Records = Path("records"),
     small: Annotated[
-        bool, typer.Option("--small", help="separation: the reduced plan for two CPU cores.")
+        bool,
+        typer.Option("--small", help="The reduced plan for two CPU cores, where there is one."),
     ] = False,
+    problems: Annotated[
+        int | None, typer.Option(min=2, help="Arithmetic problems (genius, alpha-sweep).")
+    ] = None,
     texts: Texts = None,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """Run an experiment: one record per seed under records/, and a verdict."""
-    if small and name != "separation":
-        raise ConfigError(f"experiment {name} has no --small; ask for fewer --members")
+    """Run an experiment, or all: one record per seed under records/, and a verdict."""
     if name == "performance":
         if device != "cpu":
             raise ConfigError("experiment performance decodes on the CPU; leave --device out")
         decoded = run_performance(where, (seeds or [0])[0], json)
         raise typer.Exit(STATUS[decoded.verdict])
-    chosen: Sequence[int] = seeds or SEEDS
     made: list[Record] = []
     with shown() as progress:
-        for seed in chosen:
-            common: dict[str, Any] = {
-                "seeds": [seed],
-                "text": text(texts),
-                "device": device,
-                "progress": progress,
-            }
-            if name == "separation":
-                plan = SMALL if small else FULL
-                plan = replace(plan, members=members or plan.members)
-                made += separation(model, out, plan=plan, **common)
-            else:
-                run = {"killswitch": killswitch, "utility": utility}[name]
-                made += run(model, out, members=members or MEMBERS, **common)
-            records.write(made[-1], where / name / f"seed-{seed}.json")
-    _conclude(made, json, f"records in {where}/{name}")
+        ask = Ask(model, out, members, problems, small, text(texts), device, progress)
+        if name == "all":
+            made = run_all(ask, where, seeds=seeds)
+            report.render(made, out / "report.html")
+        else:
+            for seed in seeds or EXPERIMENTS[name].seeds:
+                made.append(EXPERIMENTS[name].record(ask, seed))
+                records.write(made[-1], where / name / f"seed-{seed}.json")
+    page = f", page {out}/report.html, log {out}/log.jsonl" if name == "all" else ""
+    _conclude(made, json, f"records in {where}{'' if name == 'all' else f'/{name}'}{page}")
 
 
 def report_verb(
@@ -135,8 +130,9 @@ def report_verb(
 
 
 def _conclude(made: Sequence[Record], json: bool, where: str) -> None:
-    for record in made:
-        stderr.print(_table(record))
+    for table in map(_table, made):
+        if table.row_count:
+            stderr.print(table)
     if json:
         results = [record.summary() for record in made]
         emit(results[0] if len(results) == 1 else {"records": results}, True)

@@ -12,6 +12,7 @@ import torch
 from libortho.errors import ConfigError
 from libortho.experiments import alpha_sweep, dp, family, genius, separation_plan
 from libortho.experiments.killswitch import MEMBERS, killswitch, utility
+from libortho.experiments.performance import performance
 from libortho.experiments.separation import separation
 from libortho.progress import Progress, silent
 from libortho.records import Record
@@ -58,7 +59,7 @@ class Experiment:
 
     Attributes:
         run: makes the record of one seed.
-        takes: which of ``members``, ``problems`` and ``small`` mean something to it.
+        takes: which of ``members``, ``problems``, ``small`` and ``device`` mean something to it.
         seeds: run by default.
         missing: raises ConfigError where what it needs is not installed.
         install: the command that mends that.
@@ -76,9 +77,14 @@ class Experiment:
         Raises:
             ConfigError: the experiment does not take what was asked; all of it is named.
         """
-        given = {"members": ask.members, "problems": ask.problems, "small": ask.small or None}
-        strange = [f"--{name}" for name, value in given.items() if value is not None]
-        strange = [option for option in strange if option[2:] not in self.takes]
+        given = {
+            "members": ask.members,
+            "problems": ask.problems,
+            "small": ask.small or None,
+            "device": None if str(ask.device) == "cpu" else ask.device,
+        }
+        asked = [name for name, value in given.items() if value is not None]
+        strange = [f"--{name}" for name in asked if name not in self.takes]
         if strange:
             raise ConfigError(f"this experiment does not take {', '.join(strange)}")
         (made,) = self.run(ask, seed)
@@ -122,13 +128,19 @@ def _dp(ask: Ask, seed: int) -> list[Record]:
     return dp.dp(ask.model, ask.folder, plan=plan, **ask.common(seed))
 
 
+def _performance(ask: Ask, seed: int) -> list[Record]:
+    return [performance(seed=seed, progress=ask.progress)]
+
+
+_TRAINED = frozenset({"members", "device"})
 EXPERIMENTS: Mapping[str, Experiment] = {
-    "killswitch": Experiment(_killswitch, frozenset({"members"})),
-    "utility": Experiment(_utility, frozenset({"members"})),
-    "alpha-sweep": Experiment(_alpha_sweep, frozenset({"members", "problems", "small"})),
-    "genius": Experiment(_genius, frozenset({"problems", "small"}), seeds=(0,)),
+    "killswitch": Experiment(_killswitch, _TRAINED),
+    "utility": Experiment(_utility, _TRAINED),
+    "alpha-sweep": Experiment(_alpha_sweep, _TRAINED | {"problems", "small"}),
+    "genius": Experiment(_genius, frozenset({"problems", "small", "device"}), seeds=(0,)),
     "dp": Experiment(
-        _dp, frozenset({"members", "small"}), (0,), missing=require_opacus, install=INSTALL
+        _dp, _TRAINED | {"small"}, seeds=(0,), missing=require_opacus, install=INSTALL
     ),
-    "separation": Experiment(_separation, frozenset({"members", "small"})),
+    "performance": Experiment(_performance, frozenset(), seeds=(0,)),
+    "separation": Experiment(_separation, _TRAINED | {"small"}),
 }
