@@ -1,0 +1,128 @@
+"""Write docs/performance.md from the records and benchmarks: ``python -m recipes.performance``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from libortho import records
+from libortho.bench import Benchmark
+from libortho.bench.results import read
+from libortho.experiments.performance import NOT_RUN
+from libortho.records import Record
+from libortho.report import speed
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = Path("docs/performance.md")
+RESULTS = Path("benchmarks/results")
+PENDING = RESULTS / "pending.json"
+
+HEAD = """# Performance
+
+Written by `python -m recipes.performance` from [benchmarks/results](../benchmarks/results) and
+[records](../records); no figure is typed. Times are medians of paired runs with their quartiles:
+every candidate runs once a round, in turn, on weights rotated so that no cache holds them.
+
+## How it is computed
+
+`y = x · baseᵀ + Σ α · x · orthoᵀ` is one operator, `libortho::dual_linear`. Rows whose α is 0 do
+not touch the stream; a call where all are 0 is the base alone, bit for bit.
+
+- **bf16 and fp16 rows on AVX-512 BF16**: codes and inputs are exact in bf16 (an fp16 row as the
+  sum of two), `vdpbf16ps` multiplies pairs, sums run in fp32 and meet the scale in fp32. Up to 24
+  rows meet the codes as they are decoded, more a decoded group of a tile. No batch dequantises.
+- **other rows and CPUs**: fp32 sums over decoded codes up to 16 rows; above, the base is
+  dequantised once and torch multiplies (`dense_route_calls`).
+- **streams**: SELL-16 slices; one open row gathers its inputs, several are packed so that an entry
+  serves all of them.
+
+## Measure it
+
+```bash
+libortho bench --quick --json         # headline ratios at 4096 × 4096, within a minute
+libortho bench                        # shapes × batches × densities × peers
+libortho experiment performance       # whole-model decode, one record
+```
+"""
+
+
+def page(root: Path) -> str:
+    """The whole document."""
+    parts = [HEAD]
+    for path in sorted((root / RESULTS).glob("*.json")):
+        if path.name != PENDING.name:
+            parts.append(_layers(read(path), path.relative_to(root)))
+    for path in sorted((root / "records" / "performance").glob("*.json")):
+        parts.append(_decoding(records.read(path), path.relative_to(root)))
+    lines = [f"- {what}: **unmeasured**; `{command}`." for what, command in NOT_RUN.items()]
+    parts.append("## Not measured\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def pending() -> str:
+    """The text of pending.json: what wants another machine, with its command."""
+    listed = [{"what": what, "command": command} for what, command in NOT_RUN.items()]
+    return json.dumps({"unmeasured": listed}, indent=2) + "\n"
+
+
+def _layers(result: Benchmark, path: Path) -> str:
+    hardware = result.hardware
+    lines = [
+        f"## One layer: {hardware.gpu if result.device == 'cuda' else hardware.cpu}, "
+        f"{hardware.threads} threads",
+        "",
+        f"{result.backend}, {result.dtype}, {result.rounds} rounds, torch reads "
+        f"{result.read_gbytes:.1f} GB/s; commit `{result.commit}`, `{result.command}`, "
+        f"[result](../{path.as_posix()}).",
+        "",
+        "| N×K | M | candidate | µs | quartiles | time over base only |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in result.measurements:
+        low, middle, high = one.microseconds
+        lines.append(
+            f"| {one.shape[0]}×{one.shape[1]} | {one.rows} | {one.name} | {middle:.0f} | "
+            f"{low:.0f} … {high:.0f} | {one.over_base:.3f} |"
+        )
+    reasons: dict[str, list[str]] = {}
+    for what, why in result.skipped.items():
+        name, _, where = what.partition(", ")
+        reasons.setdefault(f"{name}: {why}", []).append(where)
+    lines += ["", *(f"- skipped {why} ({len(where)} cases)" for why, where in reasons.items()), ""]
+    return "\n".join(lines)
+
+
+def _decoding(record: Record, path: Path) -> str:
+    config: Mapping[str, object] = record.config
+    batches = speed.batches(record)
+    lines = [
+        f"## Whole model: {record.verdict}",
+        "",
+        f"{config['parameters']:,} parameters, {config['layers']} layers of "
+        f"{config['hidden_size']}, "
+        f"{config['converted_linears']} converted linears, random weights, stream density "
+        f"{config['density']}; static KV cache, one token a sequence and step, {record.n} steps. "
+        f"{record.hardware.cpu}, {record.hardware.threads} threads, {record.backend}, commit "
+        f"`{record.commit}`: [record](../{path.as_posix()}). {record.reason}",
+        "",
+        "| state | " + " | ".join(f"batch {one}" for one in batches) + " | memory | disk |",
+        "|---" * (len(batches) + 3) + "|",
+    ]
+    for line in speed.lines(record):
+        cells = " | ".join(f"{value} {detail}" for value, detail in line.cells)
+        lines.append(f"| {line.label} | {cells} | {line.memory} | {line.disk} |")
+    calls = record.figures
+    lines += [
+        "",
+        f"Native calls {calls['native_op_calls']}, expected {calls['expected_op_calls']}, "
+        f"dense-route calls {calls['dense_route_calls']}. Energy: {calls['energy']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    (ROOT / PAGE).write_text(page(ROOT), "utf-8")
+    (ROOT / PENDING).parent.mkdir(parents=True, exist_ok=True)
+    (ROOT / PENDING).write_text(pending(), "utf-8")
