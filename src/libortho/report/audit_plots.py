@@ -150,7 +150,7 @@ def rocs(found: Sequence[AuditState], ident: str) -> Markup | None:
                 axes.plot(
                     *zip(*roc_curve(*scores), strict=True),
                     color=WAY_COLOURS[index % len(WAY_COLOURS)],
-                    linestyle=LINES[index % len(LINES)],
+                    linestyle=LINES[(index + index // len(WAY_COLOURS)) % len(LINES)],
                     linewidth=1.6,
                     label=ATTACKS[name].title,
                 )

@@ -49,6 +49,7 @@ class Run:
     columns: Sequence[str]
     table: Mapping[str, Sequence[tuple[str, Sequence[Cell]]]]
     section: Markup | None
+    model: str
     cards: Sequence[Card]
     checks: Sequence[view.Check]
     findings: Sequence[words.Finding]
@@ -137,6 +138,7 @@ def _run(record: Record, ident: str, out: Path) -> Run:
             for way in found
         },
         section=None,
+        model="",
         cards=cards(record, found, command) if judged else [],
         checks=view.checks(record),
         findings=[words.finding(way) for way in found] if judged else [],
@@ -170,6 +172,7 @@ def _audited(record: Record, ident: str, out: Path) -> Run:
         columns=[],
         table={},
         section=Markup(section),
+        model=str(record.config.get("model", "")),
         cards=audit.cards(record, found, command),
         checks=view.checks(record),
         findings=[],
