@@ -49,13 +49,13 @@ class Run:
     columns: Sequence[str]
     table: Mapping[str, Sequence[tuple[str, Sequence[Cell]]]]
     section: Markup | None
-    model: str
     cards: Sequence[Card]
     checks: Sequence[view.Check]
     findings: Sequence[words.Finding]
     plots: Sequence[tuple[Markup | None, str]]
     others: Sequence[tuple[str, str]]
     raw_files: Sequence[RawFile]
+    model: str = ""
 
 
 def render(records: Sequence[Record], out: Path) -> Path:
@@ -138,7 +138,6 @@ def _run(record: Record, ident: str, out: Path) -> Run:
             for way in found
         },
         section=None,
-        model="",
         cards=cards(record, found, command) if judged else [],
         checks=view.checks(record),
         findings=[words.finding(way) for way in found] if judged else [],
