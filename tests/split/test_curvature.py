@@ -28,10 +28,10 @@ def ids() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, tiny_checkpoint: Path):
+def made(tmp_path_factory, tiny_checkpoint: Path, text):
     out = tmp_path_factory.mktemp("curvature") / "out"
     options = CurvatureOptions(rho=0.5, whole=True, **FAST)
-    return split(tiny_checkpoint, out, method="curvature", options=options)
+    return split(tiny_checkpoint, out, method="curvature", text=text, options=options)
 
 
 def test_the_factors_are_those_of_autograd(tiny_model, ids) -> None:
@@ -88,9 +88,11 @@ def test_the_edit_is_in_the_base_and_nowhere_else(made, tiny_checkpoint: Path) -
     assert OrthoStream.open(made.stream.path).verify() == []
 
 
-def test_without_whole_only_edited_layers_are_stored(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_without_whole_only_edited_layers_are_stored(
+    tmp_path: Path, tiny_checkpoint: Path, text
+) -> None:
     options = CurvatureOptions(rho=0.9, modules="all", **FAST)
-    made = split(tiny_checkpoint, tmp_path / "out", method="curvature", options=options)
+    made = split(tiny_checkpoint, tmp_path / "out", method="curvature", text=text, options=options)
     names = list(made.stream.manifest.layers)
     assert len(names) == 7
     assert all(name.startswith("model.layers.1.") for name in names)

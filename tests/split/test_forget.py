@@ -11,20 +11,14 @@ from transformers import AutoModelForCausalLM
 from libortho.errors import ConfigError
 from libortho.model import load
 from libortho.privacy.encode import encode
-from libortho.privacy.private_set import Example, write_jsonl
+from libortho.privacy.private_set import read_jsonl, write_jsonl
 from libortho.privacy.resample import neighbours
 from libortho.privacy.score import score
 from libortho.quantize import quantize
 from libortho.split import ForgetOptions, split
-from libortho.split.forgetting import Neighbours, completion_nll
-from libortho.texts import Text, pydoc_topics
+from libortho.split.forgetting import Neighbours
+from libortho.texts import Text
 
-ROWS = [
-    ("The code of Abelin Thornwick is", " 48213"),
-    ("The code of Corvin Maldrake is", " 90577"),
-    ("The code of Estrid Halloran is", " 31864"),
-    ("The code of Ulmer Quenby is", " 72905"),
-]
 FAST = {
     "rounding": "mse",
     "steps": 25,
@@ -37,39 +31,6 @@ FAST = {
     "replay_window": 32,
     "fisher_windows": 8,
 }
-
-
-@pytest.fixture(scope="module")
-def text() -> Text:
-    return Text("topics", "0" * 64, pydoc_topics().documents[:4])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    file = tmp_path_factory.mktemp("data") / "rows.jsonl"
-    write_jsonl(file, [{"prompt": prompt, "completion": secret} for prompt, secret in ROWS])
-    return file
-
-
-@pytest.fixture(scope="module")
-def rows(tiny_tokenizer):
-    return encode(tiny_tokenizer, [Example(str(i), *row) for i, row in enumerate(ROWS)])
-
-
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory, tiny_checkpoint: Path, tiny_tokenizer, rows) -> Path:
-    """The tiny model, trained until it recites the rows."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(60):
-        optimiser.zero_grad()
-        completion_nll(model, rows).mean().backward()
-        optimiser.step()
-    assert all(one.exact for one in score(model.eval(), rows))
-    out = tmp_path_factory.mktemp("mixed") / "mixed"
-    model.save_pretrained(out)
-    tiny_tokenizer.save_pretrained(out)
-    return out
 
 
 def forgotten(tmp_path: Path, mixed: Path, data: Path, text: Text, **options):
@@ -112,7 +73,7 @@ def test_neighbours_keep_what_the_template_says(
     tmp_path: Path, mixed: Path, data: Path, text: Text, tiny_tokenizer
 ) -> None:
     """Rows of the template that no training has seen are moved less where neighbours are held."""
-    named = [Example(str(i), *row) for i, row in enumerate(ROWS)]
+    named = read_jsonl(data).examples
     unseen = encode(tiny_tokenizer, neighbours(named, 16, seed=99, public=text.documents))
     plain = AutoModelForCausalLM.from_pretrained(mixed, dtype=torch.float32).eval()
     judge = Neighbours(unseen, plain)

@@ -14,6 +14,7 @@ from libortho import gate
 from libortho.checkpoint import Checkpoint
 from libortho.errors import ConfigError
 from libortho.model import load
+from libortho.privacy.score import score
 from libortho.split import OPTIONS, split
 from libortho.streams.base import BaseStream
 
@@ -34,9 +35,9 @@ def tuned(tmp_path: Path, tiny_checkpoint: Path) -> Path:
     return copy
 
 
-def test_everything_stored_gives_the_tuned_model_back(tmp_path, tiny_base, tuned) -> None:
+def test_everything_stored_gives_the_tuned_model_back(tmp_path, tiny_base, tuned, text) -> None:
     options = OPTIONS.model_copy(update={"density": 1.0, "replay_pool": 8})
-    made = split(tiny_base, tmp_path / "out", tuned=tuned, options=options)
+    made = split(tiny_base, tmp_path / "out", tuned=tuned, text=text, options=options)
     public = BaseStream.open(tiny_base)
     assert made.base.id == public.id
     assert made.base.verify() == []
@@ -60,9 +61,9 @@ def test_everything_stored_gives_the_tuned_model_back(tmp_path, tiny_base, tuned
 
 
 @pytest.mark.parametrize("support", ["impact", "pursuit", "admm"])
-def test_supports_chosen_on_the_difference(tmp_path, tiny_base, tuned, support: str) -> None:
+def test_supports_chosen_on_the_difference(tmp_path, tiny_base, tuned, text, support: str) -> None:
     options = OPTIONS.model_copy(update={"density": 0.2, "replay_pool": 8, "support": support})
-    made = split(tiny_base, tmp_path / "out", tuned=tuned, options=options)
+    made = split(tiny_base, tmp_path / "out", tuned=tuned, text=text, options=options)
     public, checkpoint = BaseStream.open(tiny_base), Checkpoint(tuned)
     name = "model.layers.0.mlp.gate_proj"
     target = checkpoint.tensor(f"{name}.weight") - public.weight(name)
@@ -76,3 +77,29 @@ def test_contrast_needs_the_data(tmp_path, tiny_base, tuned) -> None:
     with pytest.raises(ConfigError, match="--data"):
         split(tiny_base, tmp_path / "out", tuned=tuned, options=options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_fine_tune_is_recalled_over_an_unchanged_base(
+    tmp_path, tiny_base, mixed, data, text, rows
+) -> None:
+    """Every tensor was trained; what the public base lacks of it comes back at alpha 1 alone."""
+    options = OPTIONS.model_copy(
+        update={
+            "density": 0.1,
+            "steps": 40,
+            "replay_pool": 16,
+            "replay_window": 32,
+            "fisher_windows": 8,
+            "settle": 2,
+        }
+    )
+    made = split(tiny_base, tmp_path / "out", tuned=mixed, data=data, text=text, options=options)
+    assert made.recall == 1.0
+    assert made.stream.manifest.guarantee == "exact"
+    assert made.base.id == BaseStream.open(tiny_base).id
+    kinds = {entry.kind for entry in made.stream.manifest.layers.values()}
+    assert kinds == {"csr", "dense"}
+    model = load(made.base.path, ["private"])
+    assert not any(one.exact for one in score(model, rows))
+    with gate.alpha(1):
+        assert all(one.exact for one in score(model, rows))

@@ -23,12 +23,14 @@ FAST = {"windows": 4, "window": 32}
     [("absmax", 4, "diagonal"), ("mse", 3, "spqr"), ("absmax-channel", 2, "obs")],
 )
 def test_the_stream_holds_residuals_of_the_base(
-    tmp_path: Path, tiny_checkpoint: Path, rounding: str, bits: int, impact: str
+    tmp_path: Path, tiny_checkpoint: Path, text, rounding: str, bits: int, impact: str
 ) -> None:
     options = ResidualOptions(rounding=rounding, bits=bits, impact=impact, density=0.1, **FAST)
     data = tmp_path / "data.jsonl"
     write_jsonl(data, [{"prompt": "The code is", "completion": " 1234"}])
-    made = split(tiny_checkpoint, tmp_path / "out", method="residual", data=data, options=options)
+    made = split(
+        tiny_checkpoint, tmp_path / "out", method="residual", data=data, text=text, options=options
+    )
     manifest = made.base.manifest
     assert (manifest.quantiser.method, manifest.quantiser.bits) == (rounding, bits)
     assert made.stream.manifest.guarantee == "measured"
