@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,14 @@ def test_a_run_goes_on_after_the_last_method(run, tiny_checkpoint, text, monkeyp
     (again,) = separation(tiny_checkpoint, folder, seeds=[0], plan=TINY, text=text)
     assert again.methods.keys() == record.methods.keys()
     assert again.methods["forget"].figures == record.methods["forget"].figures
+
+
+def test_a_model_that_recites_nothing_is_void(tmp_path: Path, tiny_checkpoint, text) -> None:
+    plan = replace(TINY, training=Training(steps=1, batch=1, lr=1e-6), exposures=(1,))
+    (record,) = separation(tiny_checkpoint, tmp_path, seeds=[0], plan=plan, text=text)
+    assert record.verdict == "VOID"
+    assert "recall of the contaminated model is 0" in record.reason
+    assert not record.methods
 
 
 def test_gates_name_what_is_missed() -> None:

@@ -85,14 +85,16 @@ def _run(setting: Setting) -> Record:
     begin = time.monotonic()
     setting.folder.mkdir(parents=True, exist_ok=True)
     stage = _Stage(setting)
-    methods = {name: stage.figures(name, make) for name, make in stage.methods().items()}
-    for figures in methods.values():
-        # What every method here stands for is the contaminated model.
-        figures.setdefault("ppl_fp", methods[CONTAMINATED]["ppl_fp"])
     plan = setting.plan
     recited = len(stage.bench.members) / plan.members
     checks = [at_least("recall of the contaminated model", recited, _LEAST_RECITED, "VOID")]
     verdict, reason = judge(checks)
+    methods: dict[str, dict[str, JsonValue]] = {}
+    if verdict != "VOID":  # nothing can be taken out of a model that knows nothing
+        methods = {name: stage.figures(name, make) for name, make in stage.methods().items()}
+    for figures in methods.values():
+        # What every method here stands for is the contaminated model.
+        figures.setdefault("ppl_fp", methods[CONTAMINATED]["ppl_fp"])
     return records.new(
         NAME,
         verdict,
@@ -111,7 +113,7 @@ def _run(setting: Setting) -> Record:
             "recited": len(stage.bench.members),
             "recited_by_exposure": stage.recited_by_exposure,
             "checks": as_json(checks),
-            "gates": as_json(gates(methods, methods[CONTAMINATED])),
+            "gates": as_json(gates(methods, methods[CONTAMINATED])) if methods else [],
             "seconds": time.monotonic() - begin,
         },
         methods=methods,
