@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    Cache,
     GenerationConfig,
     PreTrainedModel,
 )
 
 from libortho import gate, ops
-from libortho.errors import AlphaError, ConfigError, FormatError
+from libortho.errors import ConfigError, FormatError
+from libortho.forwards import watch
 from libortho.linear import BaseWeight, OrthoLinear, Part, part_of
 from libortho.outside import attach_outside, detach_outside
 from libortho.placement import dispatch
@@ -30,9 +30,6 @@ from libortho.streams.ortho import STREAM_FOLDER, OrthoStream, check_name
 
 WRAPPED = ".base_layer"
 """What PEFT adds to the name of a linear that it lays an adapter over."""
-
-
-_CACHES = ("past_key_values", "cache", "cache_params")
 
 
 @dataclass
@@ -47,6 +44,7 @@ class Ortho:
     attached: list[gate.StreamInfo] = field(default_factory=list)
     forwards: int = 0
     under_way: set[int] = field(default_factory=set)
+    from_inside: set[int] = field(default_factory=set)
 
     @property
     def base(self) -> BaseStream:
@@ -111,8 +109,7 @@ def load(
 def adopt(model: PreTrainedModel, state: Ortho) -> None:
     """Put the gate before a model whose linears are converted, and freeze it."""
     model.ortho = state
-    model.register_forward_pre_hook(_capture, with_kwargs=True)
-    model.register_forward_hook(_release, always_call=True)
+    watch(model)
     model.eval().requires_grad_(False)
 
 
@@ -318,75 +315,3 @@ def _load_others(model: PreTrainedModel, base: BaseStream, dtype: torch.dtype) -
     missing = [name for name, tensor in model.named_parameters() if tensor.is_meta]
     if missing:
         raise FormatError(f"{base.path}: tensors missing from the base: {', '.join(missing)}")
-
-
-# Dynamo cannot trace context variables. Outside its graphs the hooks keep every rule of the gate.
-_uncompiled = torch.compiler.disable(
-    reason="alpha enters here; for a graph without a break compile model.forward"
-)
-
-
-@_uncompiled  # type: ignore[untyped-decorator]
-def _capture(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    try:
-        state = _begin(model, args, kwargs)
-    except BaseException:
-        # _release is called all the same, and must not end the forward that this one runs inside.
-        gate.enter(gate.Captured((), torch.zeros(0, 1), ((),), gate.current()))
-        raise
-    model.ortho.forwards += 1
-    model.ortho.under_way.add(id(state))
-    gate.enter(state)
-
-
-def _begin(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> gate.Captured:
-    inputs = args[0] if args else kwargs.get("input_ids")
-    if inputs is None:
-        inputs = kwargs["inputs_embeds"]
-    state = gate.capture(model.ortho.attached, inputs.shape[0], inputs.device)
-    strangers = [name for name in _CACHES if not isinstance(kwargs.get(name), Cache | None)]
-    if strangers:
-        raise AlphaError(
-            f"{strangers[0]} is a {type(kwargs[strangers[0]]).__name__}, of which it is not known "
-            "under which alpha it was filled; expected a transformers Cache"
-        )
-    for cache in (*args, *kwargs.values()):
-        if isinstance(cache, Cache):
-            _check_cache(cache, state)
-            # Now, not after the forward: a forward that fails half-way has filled it, too.
-            cache.libortho_gate = state.key
-    if torch.is_grad_enabled():
-        _carry_alpha(model)
-    return state
-
-
-@_uncompiled  # type: ignore[untyped-decorator]
-def _release(model: Any, args: tuple[Any, ...], output: Any) -> None:
-    state = gate.leave()
-    model.ortho.under_way.discard(id(state))
-    cache = getattr(output, "past_key_values", None)
-    if cache is not None and state is not None:
-        cache.libortho_gate = state.key
-
-
-def _carry_alpha(model: nn.Module) -> None:
-    for module in model.modules():
-        function = getattr(module, "_gradient_checkpointing_func", None)
-        if function is not None and not getattr(function, "carries_alpha", False):
-            module._gradient_checkpointing_func = gate.carried(function)  # type: ignore[assignment]
-
-
-def _check_cache(cache: Any, state: gate.Captured) -> None:
-    """Refuse a key-value cache that was filled under other streams or another α.
-
-    A cache that was repeated row by row, as for beams or candidates, keeps its rows' α.
-    """
-    if not int(cache.get_seq_length()):
-        return
-    filled = getattr(cache, "libortho_gate", None)
-    times = len(state.key) // len(filled) if filled else 0
-    if not filled or tuple(row for row in filled for _ in range(times)) != state.key:
-        raise AlphaError(
-            "this key-value cache was filled under another alpha or other streams "
-            "and would replay them; begin with an empty cache"
-        )

@@ -118,12 +118,18 @@ def test_a_block_checkpointed_by_hand_is_refused(
         gradients(parameters, loss, thread=False)
 
 
-def test_the_backbone_alone_is_refused_as_well(model, ids, attach_random) -> None:
-    """A backbone called past the model has no captured alpha that a block could carry."""
+def test_the_backbone_alone_carries_its_alpha(model, ids, attach_random) -> None:
     attach_random(model)
     parameters = trained_parameters(model)
+    model.train()
+
+    def loss() -> Tensor:
+        with gate.alpha(ALPHA):
+            return model.model(input_ids=ids, use_cache=False).last_hidden_state.square().sum()
+
+    plain = gradients(parameters, loss(), thread=False)
     enable(model, reentrant=False)
-    with gate.alpha(1):
-        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-    with pytest.raises(AlphaError, match="recomputed in the backward pass"):
-        gradients(parameters, hidden.sum(), thread=False)
+    recomputed = gradients(parameters, loss(), thread=False)
+    for one, other in zip(recomputed, plain, strict=True):
+        assert torch.equal(one, other)
+    assert all(bool(gradient.any()) for gradient in plain)

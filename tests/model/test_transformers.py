@@ -150,6 +150,22 @@ def test_a_cache_of_an_unknown_kind_is_refused(opened, ids) -> None:
         logits(opened, ids, 1, past_key_values=((ids, ids),))
 
 
+def test_the_decoder_by_itself_is_a_forward_too(opened, ids) -> None:
+    """Without the head: what embeds text, or scores it, calls ``model.model``."""
+    with torch.no_grad(), gate.alpha([0, 1, 0.5, 1]):
+        whole = opened(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+        part = opened.model(input_ids=ids)
+    assert torch.equal(part.last_hidden_state, whole)
+    with torch.no_grad(), pytest.raises(AlphaError, match="begin with an empty cache"):
+        opened.model(input_ids=ids[:, :1], past_key_values=part.past_key_values)
+    with torch.no_grad(), gate.alpha(1):
+        cache = opened(input_ids=ids).past_key_values
+    with torch.no_grad(), pytest.raises(AlphaError, match="begin with an empty cache"):
+        opened.model(input_ids=ids[:, :1], past_key_values=cache)
+    assert not opened.ortho.under_way
+    assert not opened.ortho.from_inside
+
+
 def mapped(base: BaseStream) -> dict[str, str]:
     return {
         "model.embed_tokens": "cpu",
