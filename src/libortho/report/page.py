@@ -13,7 +13,17 @@ from markupsafe import Markup
 
 from libortho.errors import ConfigError
 from libortho.records import RawFile, Record, write_atomic
-from libortho.report import audit, audit_plots, plots, speed, speed_plots, view, words
+from libortho.report import (
+    audit,
+    audit_plots,
+    plots,
+    speed,
+    speed_plots,
+    tables,
+    tables_plots,
+    view,
+    words,
+)
 from libortho.report.cards import Card, cards, share
 from libortho.report.view import Cell, Way
 
@@ -111,6 +121,8 @@ def _run(record: Record, ident: str, out: Path) -> Run:
         return _audited(record, ident, out)
     if record.experiment == "performance":
         return _timed(record, ident, out)
+    if tables.tables(record):
+        return _tabled(record, ident, out)
     found = view.ways(record)
     command = view.command_for(record)
     columns = view.columns(record, found)
@@ -208,6 +220,39 @@ def _timed(record: Record, ident: str, out: Path) -> Run:
         checks=view.checks(record),
         findings=[],
         plots=[(svg, speed_plots.WORDS[name]) for name, svg in drawn.items() if svg],
+        others=[(key, view.text(value)) for key, value in figures.items() if key != "checks"],
+        raw_files=_raw_files(record),
+    )
+
+
+def _tabled(record: Record, ident: str, out: Path) -> Run:
+    """A run of ``genius``, ``alpha-sweep`` or ``dp``: points rather than states of a gate."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    text = (resources.files("libortho.report") / "tables.html").read_text(encoding="utf-8")
+    link = _link(record, out)
+    # Where the record's file lies elsewhere, its hash stands with the run.
+    section = environment.from_string(text).render(
+        tables=tables.tables(record), link=link or f"#{ident}"
+    )
+    figures = {**record.config, **record.figures}
+    return Run(
+        record=record,
+        ident=ident,
+        mark=MARKS[record.verdict],
+        sentence=tables.sentence(record),
+        command=view.command_for(record),
+        sha256=record.sha256(),
+        link=link,
+        ways=[],
+        columns=[],
+        table={},
+        section=Markup(section),
+        cards=[],
+        checks=view.checks(record),
+        findings=[],
+        plots=[
+            (tables_plots.plot(record, f"{ident}-points"), tables_plots.WORDS[record.experiment])
+        ],
         others=[(key, view.text(value)) for key, value in figures.items() if key != "checks"],
         raw_files=_raw_files(record),
     )
