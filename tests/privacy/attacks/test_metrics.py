@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import zlib as compressor
@@ -13,7 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
+from tokenizers import processors
 
+from libortho.errors import ConfigError
 from libortho.privacy.attacks import zlib
 from libortho.privacy.attacks.beam import alphabet_of, beam_search
 from libortho.privacy.attacks.discoverable import UNREACHABLE, log10_queries
@@ -235,6 +238,14 @@ def test_a_shortened_prompt_keeps_its_end_and_the_start_token(share: float, kept
 
 def test_the_start_is_the_post_processors(tiny_tokenizer) -> None:
     assert start_ids(tiny_tokenizer) == (0,)
+    bare = copy.deepcopy(tiny_tokenizer)
+    bare.backend_tokenizer.post_processor = processors.ByteLevel()
+    assert bare("")["input_ids"] == []
+    bare.bos_token = None
+    assert start_ids(bare) == (bare.eos_token_id,)
+    bare.eos_token = None
+    with pytest.raises(ConfigError, match="no start or end token"):
+        start_ids(bare)
 
 
 @pytest.mark.parametrize("bits", [4, 3, 2])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from libortho.errors import ConfigError
 from libortho.privacy.attacks.subject import Outcome, Subject, proportion
 from libortho.privacy.encode import Encoded
 from libortho.privacy.token_scores import token_scores
@@ -34,12 +35,19 @@ def run(subject: Subject) -> Outcome:
 
 
 def start_ids(tokenizer: Any) -> tuple[int, ...]:
-    """What a sequence begins with before any text: its post-processor's, or the start token."""
-    ids = [*tokenizer("")["input_ids"]]
-    if not ids:
-        found = tokenizer.bos_token_id
-        ids = [tokenizer.eos_token_id if found is None else found]
-    return (int(ids[0]),)
+    """What a sequence begins with before any text: its post-processor's, or the start token.
+
+    Raises:
+        ConfigError: the tokenizer has neither, nor an end token that could stand for it.
+    """
+    known = [*tokenizer("")["input_ids"], tokenizer.bos_token_id, tokenizer.eos_token_id]
+    found = next((token for token in known if token is not None), None)
+    if found is None:
+        raise ConfigError(
+            f"{type(tokenizer).__name__} has no start or end token, so nothing can be asked "
+            "without a prompt; name the other attacks, each with --attack"
+        )
+    return (int(found),)
 
 
 def shortened(encoded: Encoded, share: float, start: tuple[int, ...]) -> Encoded:
