@@ -13,7 +13,7 @@ from libortho import bench, ops
 from libortho.bench import kernels, peers
 from libortho.bench.layers import random_layer
 from libortho.bench.results import collect, read
-from libortho.bench.timing import paired, ratio
+from libortho.bench.timing import WARM_UP, paired, ratio
 from libortho.cli import ERROR, run
 from libortho.errors import FormatError
 
@@ -33,10 +33,10 @@ def test_paired_runs_find_the_slower_one() -> None:
     assert ratio(seconds, "slow", "fast") > 2
 
 
-def test_every_turn_uses_the_next_copy() -> None:
+def test_no_candidate_finds_the_copy_that_the_one_before_has_read() -> None:
     turns: list[int] = []
-    paired({"one": turns.append}, 4, CPU)
-    assert turns == list(range(6))
+    paired({"one": turns.append, "two": turns.append}, 4, CPU)
+    assert turns == list(range(2 * (4 + WARM_UP)))
 
 
 def test_a_layer_means_what_its_copies_compute() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -12,15 +13,20 @@ READ_BYTES = 256 << 20
 WARM_UP = 2
 
 Call = Callable[[int], object]
-"""A candidate; its argument says which copy of the weights to use."""
+"""A candidate; its argument, the number of the call, says which copy of the weights to use."""
 
 
 def paired(calls: Mapping[str, Call], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every call, [rounds] by name."""
+    """Seconds of every call, [rounds] by name.
+
+    Calls are numbered through, so that candidates which share their copies of the weights never
+    find the one that the candidate before has just left in a cache.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    numbers = itertools.count()
     for turn in range(-WARM_UP, rounds):
         for name, call in calls.items():
-            taken = _once(call, turn + WARM_UP, device)
+            taken = _once(call, next(numbers), device)
             if turn >= 0:
                 seconds[name].append(taken)
     return seconds
