@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from libortho import records
+from libortho.errors import ConfigError
 from libortho.experiments import genius as module
-from libortho.experiments.genius import FULL, Plan, Rounding, _checks, genius
+from libortho.experiments.genius import BASES, FULL, Plan, Rounding, _checks, chosen, genius
 from libortho.experiments.verdict import judge
 from libortho.records import Record
 from libortho.repair import RepairOptions
@@ -91,3 +92,12 @@ def test_the_models_are_asked_with_repair_open(record: Record) -> None:
     """Were the gate left closed, the repaired base would answer as the base does."""
     for name, method in record.methods.items():
         assert method.raw[name]["nll"] != method.raw[f"{name}+0.05"]["nll"]
+
+
+def test_bases_are_chosen_by_name_and_the_first_is_judged_for_want_of_the_headline() -> None:
+    assert list(chosen([])) == list(BASES)
+    assert list(chosen(["gptq2", "mse3"])) == ["gptq2", "mse3"]
+    with pytest.raises(ConfigError, match=r"no such base: int5; known: absmax3"):
+        chosen(["gptq2", "int5"])
+    (base,) = headline(PLAN, 0.3, 0.63, 1e-6).values()
+    assert "gptq2 with 1% repair" in _checks({"gptq2": base})[1].name

@@ -85,6 +85,9 @@ def experiment_verb(
     problems: Annotated[
         int | None, typer.Option(min=2, help="Arithmetic problems (genius, alpha-sweep).")
     ] = None,
+    bases: Annotated[
+        list[str] | None, typer.Option("--base", help="Bases of genius, such as absmax3.")
+    ] = None,
     texts: Texts = None,
     device: Device = "cpu",
     json: Json = False,
@@ -97,7 +100,7 @@ def experiment_verb(
         raise typer.Exit(STATUS[decoded.verdict])
     made: list[Record] = []
     with shown() as progress:
-        ask = Ask(model, out, members, problems, small, text(texts), device, progress)
+        ask = Ask(model, out, members, problems, bases or (), small, text(texts), device, progress)
         if name == "all":
             made = run_all(ask, where, seeds=seeds)
             report.render(made, out / "report.html")

@@ -29,6 +29,7 @@ class Ask:
         folder: keeps what was made, so that a run can go on.
         members: canaries; the experiment's own number where None.
         problems: arithmetic problems; the experiment's own number where None.
+        bases: how the model is rounded; all of the experiment's ways where empty.
         small: the reduced plan for two CPU cores.
         text: public text; default the shipped samples.
         device: of training.
@@ -38,6 +39,7 @@ class Ask:
     folder: Path
     members: int | None = None
     problems: int | None = None
+    bases: Sequence[str] = ()
     small: bool = False
     text: Text | None = None
     device: str | torch.device = "cpu"
@@ -59,7 +61,8 @@ class Experiment:
 
     Attributes:
         run: makes the record of one seed.
-        takes: which of ``members``, ``problems``, ``small`` and ``device`` mean something to it.
+        takes: which of ``members``, ``problems``, ``base``, ``small`` and ``device`` mean something
+            to it.
         seeds: run by default.
         missing: raises ConfigError where what it needs is not installed.
         install: the command that mends that.
@@ -80,6 +83,7 @@ class Experiment:
         given = {
             "members": ask.members,
             "problems": ask.problems,
+            "base": ask.bases or None,
             "small": ask.small or None,
             "device": None if str(ask.device) == "cpu" else ask.device,
         }
@@ -103,7 +107,8 @@ def _utility(ask: Ask, seed: int) -> list[Record]:
 
 def _genius(ask: Ask, seed: int) -> list[Record]:
     plan = genius.SMALL if ask.small else genius.FULL
-    plan = replace(plan, problems=ask.problems or plan.problems)
+    bases = genius.chosen(ask.bases)
+    plan = replace(plan, problems=ask.problems or plan.problems, bases=bases)
     return genius.genius(ask.model, ask.folder, plan=plan, **ask.common(seed))
 
 
@@ -137,7 +142,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "killswitch": Experiment(_killswitch, _TRAINED),
     "utility": Experiment(_utility, _TRAINED),
     "alpha-sweep": Experiment(_alpha_sweep, _TRAINED | {"problems", "small"}),
-    "genius": Experiment(_genius, frozenset({"problems", "small", "device"}), seeds=(0,)),
+    "genius": Experiment(_genius, frozenset({"problems", "base", "small", "device"}), seeds=(0,)),
     "dp": Experiment(
         _dp, _TRAINED | {"small"}, seeds=(0,), missing=require_opacus, install=INSTALL
     ),

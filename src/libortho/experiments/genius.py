@@ -18,6 +18,7 @@ from torch import Tensor
 
 from libortho import gate, records
 from libortho.checkpoint import Checkpoint, resolve
+from libortho.errors import ConfigError
 from libortho.evaluate.arithmetic import Accuracy, Problem, accuracy, make_problems
 from libortho.evaluate.paired import gap, mcnemar, recovered_fraction
 from libortho.evaluate.perplexity import token_nll
@@ -51,6 +52,15 @@ class Rounding:
     bits: int
 
 
+BASES: Mapping[str, Rounding] = {
+    HEADLINE: Rounding("absmax", 3),
+    "mse3": Rounding("mse", 3),
+    "gptq3": Rounding("gptq", 3),
+    "gptq2": Rounding("gptq", 2),
+    "gptq4": Rounding("gptq", 4),
+}
+
+
 @dataclass(frozen=True)
 class Plan:
     """How much is measured.
@@ -67,15 +77,7 @@ class Plan:
     tokens: int
     repair: RepairOptions
     densities: tuple[float, ...] = (0.01, 0.02, 0.05)
-    bases: Mapping[str, Rounding] = field(
-        default_factory=lambda: {
-            HEADLINE: Rounding("absmax", 3),
-            "mse3": Rounding("mse", 3),
-            "gptq3": Rounding("gptq", 3),
-            "gptq2": Rounding("gptq", 2),
-            "gptq4": Rounding("gptq", 4),
-        }
-    )
+    bases: Mapping[str, Rounding] = field(default_factory=lambda: BASES)
 
 
 FULL = Plan(2000, 60_000, RepairOptions(steps=200))
@@ -97,6 +99,18 @@ class Answers:
     def as_json(self) -> dict[str, JsonValue]:
         """For the raw part of a record; flags as 0 and 1."""
         return {"correct": [int(flag) for flag in self.correct], "nll": [*self.nll]}
+
+
+def chosen(names: Sequence[str]) -> dict[str, Rounding]:
+    """The bases of those names, in the order given; all of them for no name.
+
+    Raises:
+        ConfigError: names that are none.
+    """
+    strange = [name for name in names if name not in BASES]
+    if strange:
+        raise ConfigError(f"no such base: {', '.join(strange)}; known: {', '.join(BASES)}")
+    return {name: BASES[name] for name in names or BASES}
 
 
 def genius(
@@ -295,14 +309,18 @@ class _Run:
 
 
 def _checks(methods: Mapping[str, Mapping[str, Any]]) -> list[Check]:
-    """The rule of the headline base; the others are reported, each VOID or not on its own."""
-    base = methods[HEADLINE]
+    """The rule of the headline base (the first, where that one was left out).
+
+    The others are reported, each VOID or not on its own.
+    """
+    judged = HEADLINE if HEADLINE in methods else next(iter(methods))
+    base = methods[judged]
     first = base["repaired"][0]
     limit = f"> {ERRORS:g} standard errors, {ERRORS * base['lost_error']:.4g}"
-    checks = [Check(f"{HEADLINE}: FP − base", not base["void"], "VOID", base["lost"], limit)]
+    checks = [Check(f"{judged}: FP − base", not base["void"], "VOID", base["lost"], limit)]
     if base["void"]:
         return checks
-    at = f"{HEADLINE} with {100 * first['density']:g}% repair"
+    at = f"{judged} with {100 * first['density']:g}% repair"
     return [
         *checks,
         at_least(f"{at}: recovered fraction", first["recovered"], RECOVERED, "FAIL"),

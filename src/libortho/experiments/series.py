@@ -102,6 +102,7 @@ def _asked(ask: Ask, experiment: Experiment, name: str) -> Ask:
         folder=ask.folder / "work" / ("separation" if name == "separation" else "canaries"),
         members=ask.members if "members" in takes else None,
         problems=ask.problems if "problems" in takes else None,
+        bases=ask.bases if "base" in takes else (),
         small=ask.small and "small" in takes,
         device=ask.device if "device" in takes else "cpu",
     )
@@ -112,6 +113,7 @@ def _told(ask: Ask) -> dict[str, Any]:
         "model": str(ask.model),
         "members": ask.members,
         "problems": ask.problems,
+        "bases": list(ask.bases),
         "small": ask.small,
         "text": ask.text.sha256 if ask.text else None,
     }
