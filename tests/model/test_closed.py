@@ -52,7 +52,7 @@ def poison_on_disk(stream: OrthoStream, value: float) -> None:
         save_file(tensors, stream.path / name)
         digest = hashlib.sha256((stream.path / name).read_bytes()).hexdigest()
         manifest["files"][name] = digest
-    manifest["id"] = stream_id(manifest["base_id"], manifest["files"])
+    manifest["id"] = stream_id(manifest["base_id"], manifest["files"], stream.manifest.layers)
     (stream.path / MANIFEST).write_text(json.dumps(manifest))
 
 

@@ -133,6 +133,34 @@ def test_the_id_is_that_of_bytes_and_base(tmp_path: Path, make_layer) -> None:
     assert write(tmp_path / "other", other).id != one.id
 
 
+def test_the_id_is_that_of_the_scaling_too(tmp_path: Path) -> None:
+    """Two streams of the same factors that act differently share no cache."""
+    a, b = torch.ones(2, 8), torch.ones(4, 2)
+    one = write(tmp_path / "one", {"a": LowRankLayer(a, b, 1.0)})
+    two = write(tmp_path / "two", {"a": LowRankLayer(a, b, 2.0)})
+    assert one.manifest.files == two.manifest.files
+    assert one.id != two.id
+    manifest = one.path / "stream.json"
+    manifest.write_text(manifest.read_text().replace('"scaling": 1.0', '"scaling": 2.0'))
+    changed = OrthoStream.open(one.path)
+    assert any("the id does not follow" in problem for problem in changed.verify())
+    with pytest.raises(CorruptStream, match="the id does not follow"):
+        changed.check_files()
+
+
+def test_a_stream_in_the_folder_of_another_is_refused(tmp_path: Path, make_layer) -> None:
+    """Folders choose streams and names open them: two tenants must not share a name."""
+    stream = write(tmp_path / "ortho" / "private", {"a": make_layer((4, 8))})
+    tenant = stream.path.rename(tmp_path / "ortho" / "tenant")
+    with pytest.raises(ConfigError, match="called 'private', not 'tenant'"):
+        OrthoStream.open(tenant)
+    with pytest.raises(ConfigError, match="called 'private', not 'other'"):
+        write(tmp_path / "ortho" / "other", {"a": make_layer((4, 8))})
+    assert not (tmp_path / "ortho" / "other").exists()
+    elsewhere = tenant.rename(tmp_path / "mine")
+    assert OrthoStream.open(elsewhere).name == "private"
+
+
 def test_the_files_are_these(tmp_path: Path, make_layer) -> None:
     """The format: whoever changes a key or a name changes the version, too."""
     stream = write(
@@ -196,8 +224,12 @@ def stream_file(stream: OrthoStream) -> str:
 def test_the_id_is_computed_so() -> None:
     """Golden: ids name streams in other files, and must never change by accident."""
     files = {"ortho-00002-of-00002.safetensors": "2" * 64, "ortho-00001-of-00002.safetensors": "1"}
-    expected = "2513b926a17d965eb68a4ab002781b2f263b0118e4a16efa2c86a2053adf745d"
-    assert ortho.stream_id(BASE_ID, files) == expected
+    layers = {
+        "b": ortho.LayerEntry(kind="lowrank", shape=(4, 8), rank=2, nnz=24, scaling=0.5),
+        "a": ortho.LayerEntry(kind="csr", shape=(4, 8), nnz=3),
+    }
+    expected = "bd6dda94bdbe37382643677d643180e18b463c89d195a3af7004a16fc41ad837"
+    assert ortho.stream_id(BASE_ID, files, layers) == expected
 
 
 def test_large_streams_are_written_in_shards(tmp_path, make_layer, monkeypatch) -> None:
@@ -276,7 +308,9 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path, make_layer) -> None
     assert list(OrthoStream.open(directory).manifest.layers) == ["b"]
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "-x", "a b", "a.b", "ü", "x" * 65])
+@pytest.mark.parametrize(
+    "name", ["", "a/b", "..", ".hidden", "-x", "a b", "a.b", "ü", "x" * 65, "base"]
+)
 def test_names_that_are_no_plain_words_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="stream name"):
         check_name(name)

@@ -41,6 +41,9 @@ from libortho.streams.layers import CsrLayer, DenseLayer, Layer, LowRankLayer
 FORMAT_VERSION = 1
 STREAM_FOLDER = "ortho"
 MANIFEST = "stream.json"
+BASE = "base"
+"""What no stream may be called: the base stands under it beside the streams' names."""
+
 SHARD_BYTES = 2 * 2**30
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _PARTS = {"csr": ("indptr", "indices", "values"), "lowrank": ("a", "b"), "dense": ("delta",)}
@@ -85,6 +88,11 @@ def check_name(name: str) -> str:
             f"stream name {name!r}: expected 1 to 64 letters, digits, '-' or '_', "
             "beginning with a letter or digit; choose another with --stream"
         )
+    if name == BASE:
+        raise ConfigError(
+            f"stream name {name!r}: that word means the weights that no stream holds; "
+            "choose another with --stream"
+        )
     return name
 
 
@@ -119,6 +127,7 @@ class OrthoStream:
 
         Raises:
             FormatError: there is no readable ``stream.json`` of this format version.
+            ConfigError: it stands among a base's streams under another name than its own.
             CorruptStream: a file or tensor that the manifest names is missing.
         """
         path = Path(path)
@@ -140,6 +149,7 @@ class OrthoStream:
                 f"{file}: format version {manifest.format_version}, "
                 f"this libortho reads {FORMAT_VERSION}; use a matching release"
             )
+        _check_folder(path, manifest.name)
         stream = cls(path, manifest)
         missing = [
             name
@@ -246,8 +256,11 @@ class OrthoStream:
                 problems.append(
                     f"{self.path / file}: sha256 {found[:12]}…, {MANIFEST} says {expected[:12]}…"
                 )
-        if stream_id(self.manifest.base_id, self.manifest.files) != self.manifest.id:
-            problems.append(f"{self.path / MANIFEST}: the id does not follow from base and files")
+        manifest = self.manifest
+        if stream_id(manifest.base_id, manifest.files, manifest.layers) != manifest.id:
+            problems.append(
+                f"{self.path / MANIFEST}: the id does not follow from base, files and layers"
+            )
         return problems
 
     def _shard(self, file: str) -> Any:
@@ -284,11 +297,12 @@ def write_stream(
         made_with: options and versions, for the record.
 
     Raises:
-        ConfigError: the directory exists and ``replace`` is false, or the name is not allowed.
+        ConfigError: the directory exists and ``replace`` is false, or the name is not allowed or
+            not the directory's own among a base's streams.
         CorruptStream: a layer breaks the format's rules.
         NumericsError: a layer holds NaN or Inf, or what fp16 cannot hold.
     """
-    check_name(name)
+    _check_folder(directory, check_name(name))
     if directory.exists() and not replace:
         raise ConfigError(f"{directory}: already there; choose another --stream or delete it first")
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -300,7 +314,7 @@ def write_stream(
         weights = sum(math.prod(entry.shape) for entry in entries.values())
         manifest = StreamManifest(
             name=name,
-            id=stream_id(base_id, files),
+            id=stream_id(base_id, files, entries),
             base_id=base_id,
             public=public,
             method=method,
@@ -322,9 +336,16 @@ def write_stream(
     return OrthoStream.open(directory)
 
 
-def stream_id(base_id: str, files: Mapping[str, str]) -> str:
-    """sha256 over the base's id and the sorted (file, sha256) pairs."""
+def stream_id(base_id: str, files: Mapping[str, str], layers: Mapping[str, LayerEntry]) -> str:
+    """sha256 over all that decides what a stream does.
+
+    That is the base's id, the sorted (file, sha256) pairs, and of every layer, sorted by name, what
+    the manifest alone says: its kind, its shape and its scaling.
+    """
     lines = [base_id, *(f"{file} {digest}" for file, digest in sorted(files.items()))]
+    for name, entry in sorted(layers.items()):
+        shape = "x".join(str(length) for length in entry.shape)
+        lines.append(f"{name} {entry.kind} {shape} {entry.scaling!r}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -335,6 +356,16 @@ def sha256_file(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CorruptStream(f"{path}: {error}") from error
+
+
+def _check_folder(path: Path, name: str) -> None:
+    """Streams of a base are picked by folder and opened by name: the two must be one."""
+    path = path.absolute()
+    if path.parent.name == STREAM_FOLDER and path.name != name:
+        raise ConfigError(
+            f"{path}: the stream in this folder is called {name!r}, not {path.name!r}; "
+            f"name the folder {name!r}"
+        )
 
 
 def _tensor_names(layer: str, entry: LayerEntry) -> list[str]:
