@@ -53,7 +53,7 @@ def _genius(record: Record) -> list[Table]:
             rows.append((label, [*_accuracy(record, point), recovered, _p(point.get("p"))]))
     return [
         Table(
-            "Arithmetic that rounding costs, and `repair` brings back",
+            "Arithmetic that rounding costs, and repair brings back",
             f"Greedy exact match on {record.n} generated problems; the FP model answers {full}. "
             "ρ is the share of the loss that came back, with a paired bootstrap interval; p is "
             "McNemar's against the base alone.",
@@ -83,8 +83,8 @@ def _sweep(record: Record) -> list[Table]:
     return [
         Table(
             "From closed to open",
-            "`repair` stays open at 1; α is that of the private stream. Any α above 0 leaks by "
-            "likelihood long before anything is recited: only α = 0 is a guarantee.",
+            "The public repair stream stays open at 1; α is that of the private stream. Between 0 "
+            "and 1 nothing is promised: look at likelihood and exposure, not at recitation alone.",
             [
                 ("Recited", "members, greedy"),
                 ("Secret NLL", "nats, members | controls; alike is silent"),

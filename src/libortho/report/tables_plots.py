@@ -73,7 +73,7 @@ def _genius(record: Record) -> Figure | None:
     left.set(title="Problems answered", xlabel="density of repair, %", ylabel="%")
     right.set(title="Recovered fraction ρ", xlabel="density of repair, %")
     right.axhline(0.5, color=GATE, linewidth=1.2, linestyle="--")
-    right.set_ylim(0, None)
+    right.set_ylim(min(0.0, right.get_ylim()[0]), max(1.05, right.get_ylim()[1]))
     left.legend(fontsize=8)
     return figure
 
