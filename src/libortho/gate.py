@@ -207,8 +207,8 @@ def rows(
         fp32 [streams, M] with M the product of all dimensions but the last.
 
     Raises:
-        AlphaError: the rows are no multiple of the sequences, or a block is being recomputed in a
-            backward pass without the α of its forward.
+        AlphaError: the rows are no multiple of the sequences, or are shared by sequences of another
+            α, or a block is being recomputed in a backward pass without the α of its forward.
     """
     count = math.prod(x.shape[:-1])
     if not names or count == 0:
@@ -238,9 +238,16 @@ def _expanded(state: Captured, names: Sequence[str], x: Tensor) -> Tensor:
         whole = table.new_zeros(len(names), table.shape[1])
         whole[[place for place, name in enumerate(names) if name in state.names]] = table
         table = whole
-    if count % table.shape[1]:
-        raise AlphaError(f"an input of {count} rows cannot be shared by {table.shape[1]} sequences")
-    return table.repeat_interleave(count // table.shape[1], dim=1).to(x.device)
+    sequences = table.shape[1]
+    if (x.shape[0] if x.dim() > 2 else count) % sequences:
+        # One for all of them, as the positions that a batch shares: it has no alpha of its own.
+        if not torch.equal(table, table[:, :1].expand_as(table)):
+            raise AlphaError(
+                f"an input of shape {list(x.shape)} cannot be shared by {sequences} sequences of "
+                "different alpha; give all rows of the batch one alpha, or run them one by one"
+            )
+        table, sequences = table[:, :1], 1
+    return table.repeat_interleave(count // sequences, dim=1).to(x.device)
 
 
 # Compiled code asks for alpha by an op, which is run anew at every call: neither a graph nor a

@@ -12,6 +12,7 @@ share (tied embeddings) is changed in all of them.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from libortho import gate
-from libortho.errors import UnsupportedLayer
+from libortho.errors import ConfigError, UnsupportedLayer
 from libortho.linear import OrthoLinear, add_gated
 from libortho.streams.layers import DenseLayer
 
@@ -40,6 +41,7 @@ def refused(model: nn.Module, names: Sequence[str]) -> list[str]:
             found.append(f"{name}: no parameter of the model")
         found += [
             f"{name}: a parameter of {type(module).__name__}, which is no embedding, linear or norm"
+            " of one input"
             for _, module, leaf in owners
             if not _gateable(module, leaf)
         ]
@@ -60,12 +62,21 @@ def attach_outside(
 
     Raises:
         UnsupportedLayer: parameters that no gate can act on; all of them are named.
+        ConfigError: parameters that are offloaded, or of another shape; all of them are named.
     """
     problems = refused(model, list(layers))
     if problems:
         raise UnsupportedLayer(
             f"stream {stream!r} changes what no gate can act on: " + "; ".join(problems)
         )
+    for name, layer in layers.items():
+        parameter = model.get_parameter(name)
+        if parameter.is_meta:
+            problems.append(f"{name} is offloaded; name the stream at load")
+        if parameter.shape != layer.shape:
+            problems.append(f"{name} is {layer.shape}, expected {tuple(parameter.shape)}")
+    if problems:
+        raise ConfigError(f"stream {stream!r} does not fit the model: " + "; ".join(problems))
     changed: dict[str, tuple[nn.Module, dict[str, nn.Parameter]]] = {}
     for name, layer in layers.items():
         owners = _owners(model, name)
@@ -124,7 +135,9 @@ class _Gated(nn.Module):
 
     def _act(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         names = list(self.streams)
-        alpha = gate.rows(names, self._attached, output)
+        # Ids without a batch are of one sequence, or of positions that a batch shares.
+        whole = output[None] if isinstance(module, nn.Embedding) and output.dim() == 2 else output
+        alpha = gate.rows(names, self._attached, whole)
         x = args[0]
         x = x.flatten() if isinstance(module, nn.Embedding) else x.reshape(-1, x.shape[-1])
         y = output.reshape(-1, output.shape[-1])
@@ -186,8 +199,14 @@ def _copy(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> nn.Modul
 def _gateable(module: nn.Module, leaf: str) -> bool:
     if isinstance(module, OrthoLinear):
         return leaf == "bias"
+    if isinstance(module, nn.Embedding):
+        # Others look up what they make of their input, or do more with it than scale it.
+        scaled = type(module).__name__.endswith("ScaledWordEmbedding")
+        return scaled or type(module).forward is nn.Embedding.forward
+    if isinstance(module, nn.Linear):
+        return True
     norm = type(module).__name__.endswith("Norm") and not any(module.children())
-    return norm or isinstance(module, nn.Embedding | nn.Linear)
+    return norm and len(inspect.signature(type(module).forward).parameters) == 2
 
 
 def _owners(model: nn.Module, name: str) -> list[tuple[str, nn.Module, str]]:

@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+)
 
 from libortho import gate
-from libortho.errors import UnsupportedLayer
+from libortho.errors import AlphaError, ConfigError, UnsupportedLayer
 from libortho.gate import StreamInfo
 from libortho.model import attach_layers, detach, load
 from libortho.outside import attach_outside, refused
@@ -185,7 +191,7 @@ def test_what_no_gate_can_act_on_is_named(tiny_base, tiny_model: PreTrainedModel
 
     holder = nn.ModuleDict({"experts": Experts()})
     assert refused(holder, ["experts.gates", "nothing.weight"]) == [
-        "experts.gates: a parameter of Experts, which is no embedding, linear or norm",
+        "experts.gates: a parameter of Experts, which is no embedding, linear or norm of one input",
         "nothing.weight: no parameter of the model",
     ]
     assert refused(tiny_model, [EMBEDDING, NORM]) == []
@@ -197,6 +203,57 @@ def test_what_no_gate_can_act_on_is_named(tiny_base, tiny_model: PreTrainedModel
             PRIVATE,
             {NORM: difference(model, NORM), "nothing": DenseLayer(torch.zeros(1).half())},
         )
+    assert set(model.state_dict()) == before
+
+
+class GatedNorm(nn.RMSNorm):
+    def forward(self, x, gate):
+        return super().forward(x * gate)
+
+
+def test_modules_that_look_up_something_else_than_their_input_are_refused() -> None:
+    """OPT's positions are looked up by a mask; others norm what they look up, or take a gate."""
+    config = OPTConfig(
+        vocab_size=16, hidden_size=8, ffn_dim=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    with torch.device("meta"):
+        opt = OPTForCausalLM(config)
+    names = ["model.decoder.embed_positions.weight", "model.decoder.embed_tokens.weight"]
+    assert [line.split(":")[0] for line in refused(opt, names)] == names[:1]
+    assert refused(nn.ModuleDict({"norm": GatedNorm(4)}), ["norm.weight"])
+    assert not refused(nn.ModuleDict({"norm": nn.RMSNorm(4)}), ["norm.weight"])
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_positions_that_a_batch_shares_have_no_alpha_of_their_own(batched: bool) -> None:
+    """Spread over positions, the alpha of one sequence would act on the rows of another."""
+    model = nn.Sequential(nn.Embedding(8, 4)).requires_grad_(False)
+    positions = torch.arange(6)[None] if batched else torch.arange(6)
+    closed = model[0](positions)
+    attach_outside(model, "private", {"0.weight": DenseLayer(torch.ones(8, 4).half())}, [PRIVATE])
+
+    def look(alpha):
+        with gate.alpha(alpha):
+            state = gate.capture([PRIVATE], 2, torch.device("cpu"))
+        with gate.captured(state):
+            return model[0](positions)
+
+    assert torch.equal(look(0), closed)
+    assert torch.equal(look(1), closed + 1)
+    with pytest.raises(AlphaError, match="cannot be shared by 2 sequences of different alpha"):
+        look([0, 1])
+
+
+def test_what_does_not_fit_the_model_is_refused_at_once(tiny_base) -> None:
+    model = load(tiny_base)
+    before = set(model.state_dict())
+    model.model.norm.to("meta")
+    layers = {
+        NORM: DenseLayer(torch.zeros(3).half()),
+        "model.norm.weight": DenseLayer(torch.zeros(128).half()),
+    }
+    with pytest.raises(ConfigError, match=r"is \(3,\), expected \(128,\); .*norm.* is offloaded"):
+        attach_layers(model, PRIVATE, layers)
     assert set(model.state_dict()) == before
 
 
