@@ -1,0 +1,155 @@
+// How a layer's forward is spread over a GPU: pure arithmetic on the shapes.
+//
+// The inputs are cut into `panels` of whole 128-input blocks; a thread block holds one panel of x in
+// shared memory and works through tiles (32 output rows). Up to 16 rows of the batch, all warps of
+// a thread block share a tile and split the panel's blocks between them; above, each warp takes a
+// tile of its own. Where there are several panels, the thread block (or warp) that finishes a tile
+// last sums the panels' parts, in their order.
+#pragma once
+
+#include <cstdint>
+
+#include "fragments.h"
+
+namespace orth {
+
+constexpr int kStages = 2;           // blocks of weights in flight for each warp
+constexpr int kFusedRows = 64;       // rows of x in one launch
+constexpr int kGatherRows = 4;       // up to here x stays as it lies and streams run on the plain cores
+constexpr int kSharedTileRows = 16;  // up to here a thread block's warps share a tile
+constexpr int kMostWarps = 16;
+constexpr int64_t kScaleBytes = 256;  // a warp's copy of one group's scales: four for each lane
+
+struct Device {
+  int processors;
+  int64_t shared_bytes;            // a thread block's most
+  int64_t processor_shared_bytes;  // a multiprocessor's
+};
+
+struct Problem {
+  int64_t rows;  // N
+  int64_t columns;
+  int64_t group_size;
+  int64_t batch;  // 1 .. kFusedRows
+};
+
+struct LaunchPlan {
+  int octets;          // of the batch, 1, 2, 4 or 8
+  bool gather;         // x as it lies (batch <= 4), not transposed
+  bool shared_tiles;   // all warps of a thread block on one tile
+  int warps;
+  int panels;
+  int blocks_per_panel;  // thread blocks
+  int64_t x_stride;      // gather: bytes from one row of x to the next in shared memory
+  int64_t x_bytes;
+  int64_t stage_bytes;
+  int64_t shared_bytes;
+};
+
+ORTH_HD inline int64_t block_count(int64_t columns) {
+  return (columns + kBlockInputs - 1) / kBlockInputs;
+}
+
+// First of `count` things that part `part` of `parts` takes; parts differ by one at most.
+ORTH_HD inline int64_t part_begin(int64_t count, int64_t part, int64_t parts) {
+  return count * part / parts;
+}
+
+// Units of one plane of transposed x: the panel, and one unit of zeros for what is outside it.
+ORTH_HD inline int64_t plane_units(int64_t columns, int64_t panels) {
+  return ((block_count(columns) + panels - 1) / panels) * kBlockInputs + 8;
+}
+
+ORTH_HD inline int64_t stage_bytes(int64_t group_size) {
+  return kBlockSteps * kStepWords * 4 + kBlockInputs / group_size * kScaleBytes;
+}
+
+namespace plan_detail {
+
+inline int64_t x_bytes(const Problem& p, bool gather, int octets, int64_t panels) {
+  if (gather) return p.batch * (ceil_div(p.columns * 2, 128) * 128 + 64);
+  return octets * plane_units(p.columns, panels) * 16;
+}
+
+inline LaunchPlan with_panels(const Problem& p, const Device& d, int64_t panels, bool gather) {
+  LaunchPlan plan{};
+  plan.octets = p.batch <= 8 ? 1 : p.batch <= 16 ? 2 : p.batch <= 32 ? 4 : 8;
+  plan.gather = gather;
+  plan.shared_tiles = p.batch <= kSharedTileRows;
+  const int64_t tiles = tile_count(p.rows);
+  const int64_t blocks = ceil_div(block_count(p.columns), panels);
+  plan.warps = plan.shared_tiles && blocks >= kMostWarps ? kMostWarps : kMostWarps / 2;
+  plan.panels = static_cast<int>(panels);
+  plan.x_stride = ceil_div(p.columns * 2, 128) * 128 + 64;
+  plan.x_bytes = x_bytes(p, plan.gather, plan.octets, panels);
+  plan.stage_bytes = stage_bytes(p.group_size);
+  plan.shared_bytes = plan.x_bytes + plan.warps * kStages * plan.stage_bytes;
+  if (plan.shared_tiles) {
+    plan.shared_bytes += plan.warps * (plan.gather ? kGatherRows : 8 * plan.octets) * 32 * 4;
+  }
+  // 1 KB of a multiprocessor's memory goes to the system for each thread block.
+  const int64_t fit = (plan.shared_bytes + 1024) * 2 <= d.processor_shared_bytes ? 2 : 1;
+  const int64_t slots = d.processors * fit / panels > 0 ? d.processors * fit / panels : 1;
+  const int64_t at_once = plan.shared_tiles ? slots : slots * plan.warps;
+  const int64_t rounds = ceil_div(tiles, at_once);
+  const int64_t wanted = ceil_div(tiles, rounds);
+  plan.blocks_per_panel =
+      static_cast<int>(plan.shared_tiles ? wanted : ceil_div(wanted, plan.warps));
+  return plan;
+}
+
+// Arbitrary units: the weights that the busiest place takes, and the traffic of the parts.
+inline double cost(const Problem& p, const Device& d, const LaunchPlan& plan) {
+  const double tiles = static_cast<double>(tile_count(p.rows));
+  const double lanes =
+      static_cast<double>(plan.blocks_per_panel) * (plan.shared_tiles ? 1 : plan.warps);
+  const double rounds = static_cast<double>(ceil_div(tile_count(p.rows), static_cast<int64_t>(lanes)));
+  const double blocks = static_cast<double>(ceil_div(block_count(p.columns), plan.panels));
+  const double per_processor = lanes * plan.panels / d.processors;
+  // Above one place in each processor, places share its bandwidth.
+  const double work = rounds * blocks * (per_processor > 1 ? per_processor : 1);
+  const double parts =
+      plan.panels == 1 ? 0.0 : tiles * plan.panels * static_cast<double>(p.batch) / d.processors / 16;
+  const double handover = plan.panels == 1 ? 0.0 : 12.0;
+  return work + parts + handover;
+}
+
+}  // namespace plan_detail
+
+namespace plan_detail {
+
+inline LaunchPlan cheapest(const Problem& p, const Device& d, bool gather) {
+  const int64_t blocks = block_count(p.columns);
+  LaunchPlan best{};
+  double least = 0;
+  for (int64_t panels = 1; panels <= blocks; ++panels) {
+    const LaunchPlan plan = with_panels(p, d, panels, gather);
+    if (plan.shared_bytes > d.shared_bytes) continue;
+    const double now = cost(p, d, plan);
+    if (best.panels == 0 || now < least) {
+      best = plan;
+      least = now;
+    }
+    if (panels >= 64 && best.panels != 0) break;
+  }
+  return best;  // panels == 0: x does not fit
+}
+
+}  // namespace plan_detail
+
+// Requires columns a multiple of group_size and batch in 1 .. kFusedRows.
+inline LaunchPlan plan_launch(const Problem& p, const Device& d) {
+  if (p.batch <= kGatherRows) {
+    const LaunchPlan plan = plan_detail::cheapest(p, d, true);
+    if (plan.panels != 0) return plan;
+  }
+  return plan_detail::cheapest(p, d, false);
+}
+
+// Bytes of the parts that panels hand over: float [panels, tiles, batch, 32].
+inline int64_t parts_bytes(const Problem& p, const LaunchPlan& plan) {
+  const bool needed = plan.panels > 1 || !plan.shared_tiles;
+  return needed ? plan.panels * tile_count(p.rows) * p.batch * kTileRows * 4 : 0;
+}
+
+}  // namespace orth

@@ -1,0 +1,173 @@
+#include "dual_gemm.cuh"
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+
+#include "layer_cuda.h"
+
+namespace orth {
+namespace {
+
+constexpr int kMostDevices = 64;
+
+template <typename Type, int kOctets, bool kGather, bool kSharedTiles>
+__global__ void __launch_bounds__(kSharedTiles ? 32 * kMostWarps : 16 * kMostWarps)
+    dual_gemm(const __grid_constant__ GemmArgs args) {
+  extern __shared__ __align__(128) char shared[];
+  DualGemm<Type, kOctets, kGather, kSharedTiles>(args, shared).run();
+}
+
+struct DeviceInfo {
+  std::atomic<bool> known{false};
+  Device device{};
+  bool overlaps = false;
+};
+
+std::array<DeviceInfo, kMostDevices> device_infos;
+
+cudaError_t current_device(int* index, const DeviceInfo** info) {
+  cudaError_t error = cudaGetDevice(index);
+  if (error != cudaSuccess) return error;
+  if (*index >= kMostDevices) return cudaErrorInvalidDevice;
+  DeviceInfo& slot = device_infos[static_cast<size_t>(*index)];
+  if (!slot.known.load(std::memory_order_acquire)) {
+    int processors = 0, block = 0, processor = 0, major = 0;
+    const std::array<std::pair<int*, cudaDeviceAttr>, 4> wanted{{
+        {&processors, cudaDevAttrMultiProcessorCount},
+        {&block, cudaDevAttrMaxSharedMemoryPerBlockOptin},
+        {&processor, cudaDevAttrMaxSharedMemoryPerMultiprocessor},
+        {&major, cudaDevAttrComputeCapabilityMajor},
+    }};
+    for (const auto& [value, attribute] : wanted) {
+      error = cudaDeviceGetAttribute(value, attribute, *index);
+      if (error != cudaSuccess) return error;
+    }
+    // Two threads that race here write the same values.
+    slot.device = {processors, block, processor};
+    slot.overlaps = major >= 9;
+    slot.known.store(true, std::memory_order_release);
+  }
+  *info = &slot;
+  return cudaSuccess;
+}
+
+template <typename Type, int kOctets, bool kGather, bool kSharedTiles>
+cudaError_t launch(const LaunchPlan& plan, const GemmArgs& args, int device, bool overlaps,
+                   cudaStream_t stream) {
+  const auto kernel = dual_gemm<Type, kOctets, kGather, kSharedTiles>;
+  static std::array<std::atomic<int64_t>, kMostDevices> allowed{};
+  std::atomic<int64_t>& limit = allowed[static_cast<size_t>(device)];
+  if (limit.load(std::memory_order_relaxed) < plan.shared_bytes) {
+    int most = 0;
+    cudaError_t error =
+        cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (error != cudaSuccess) return error;
+    cudaFuncAttributes attributes{};
+    error = cudaFuncGetAttributes(&attributes, kernel);
+    if (error != cudaSuccess) return error;
+    most -= static_cast<int>(attributes.sharedSizeBytes);
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    if (error != cudaSuccess) return error;
+    limit.store(most, std::memory_order_relaxed);
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(plan.panels * plan.blocks_per_panel));
+  config.blockDim = dim3(static_cast<unsigned>(32 * plan.warps));
+  config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes);
+  config.stream = stream;
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &overlap;
+  config.numAttrs = overlaps ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, args);
+}
+
+template <typename Type>
+cudaError_t launch_octets(const LaunchPlan& plan, const GemmArgs& args, int device, bool overlaps,
+                          cudaStream_t stream) {
+  if (plan.gather) return launch<Type, 1, true, true>(plan, args, device, overlaps, stream);
+  switch (plan.octets) {
+    case 1: return launch<Type, 1, false, true>(plan, args, device, overlaps, stream);
+    case 2: return launch<Type, 2, false, true>(plan, args, device, overlaps, stream);
+    case 4: return launch<Type, 4, false, false>(plan, args, device, overlaps, stream);
+    default: return launch<Type, 8, false, false>(plan, args, device, overlaps, stream);
+  }
+}
+
+Problem problem_of(const BaseLayer& base, int64_t m) {
+  return {base.rows, base.columns, base.group_size, std::min<int64_t>(m, kFusedRows)};
+}
+
+bool misaligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 != 0; }
+
+}  // namespace
+
+int64_t orth_cuda_counters(int64_t rows) { return tile_count(rows); }
+
+int64_t orth_cuda_parts_bytes(const BaseLayer& base, int64_t m) {
+  int index = 0;
+  const DeviceInfo* info = nullptr;
+  if (current_device(&index, &info) != cudaSuccess) return -1;
+  int64_t bytes = 0;
+  for (int64_t rows : {std::min<int64_t>(m, kFusedRows), m % kFusedRows}) {
+    if (rows == 0) continue;
+    const Problem problem = problem_of(base, rows);
+    bytes = std::max(bytes, parts_bytes(problem, plan_launch(problem, info->device)));
+  }
+  return bytes;
+}
+
+const char* orth_layer_forward_cuda(const BaseLayer& base, const Stream* streams, int64_t stream_count,
+                                    const void* x, DType x_type, int64_t m, void* y,
+                                    const CudaWorkspace& workspace, void* stream) {
+  if (x_type != DType::kFloat16 && x_type != DType::kBFloat16) return "x must be float16 or bfloat16";
+  if (stream_count > kMostStreams) return "at most 16 streams fit one launch";
+  if (misaligned(x) || misaligned(base.tiles) || misaligned(base.scales)) {
+    return "x, tiles and scales must be aligned to 16 bytes";
+  }
+  int index = 0;
+  const DeviceInfo* info = nullptr;
+  cudaError_t error = current_device(&index, &info);
+  if (error != cudaSuccess) return cudaGetErrorString(error);
+  for (int64_t done = 0; done < m; done += kFusedRows) {
+    const Problem problem = problem_of(base, m - done);
+    const LaunchPlan plan = plan_launch(problem, info->device);
+    if (plan.panels == 0) return "this device has too little shared memory";
+    GemmArgs args{};
+    args.tiles = base.tiles;
+    args.scales = static_cast<const uint16_t*>(base.scales);
+    args.x = static_cast<const uint16_t*>(x) + done * base.columns;
+    args.y = static_cast<uint16_t*>(y) + done * base.rows;
+    args.counters = workspace.counters;
+    args.parts = static_cast<float*>(workspace.parts);
+    args.rows = static_cast<int>(base.rows);
+    args.columns = static_cast<int>(base.columns);
+    args.group_size = static_cast<int>(base.group_size);
+    args.batch = static_cast<int>(problem.batch);
+    args.tile_count = static_cast<int>(tile_count(base.rows));
+    args.panels = plan.panels;
+    args.blocks_per_panel = plan.blocks_per_panel;
+    args.x_stride = static_cast<int>(plan.x_stride);
+    args.x_bytes = static_cast<int>(plan.x_bytes);
+    args.stage_bytes = static_cast<int>(plan.stage_bytes);
+    args.bfloat_scales = base.scale_type == DType::kBFloat16;
+    args.stream_count = static_cast<int>(stream_count);
+    for (int64_t s = 0; s < stream_count; ++s) {
+      if (streams[s].value_type != DType::kFloat16) return "stream values must be float16";
+      args.streams[s] = {streams[s].slice_ptr, streams[s].columns,
+                         static_cast<const uint16_t*>(streams[s].values), streams[s].alpha + done};
+    }
+    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+    error = x_type == DType::kFloat16
+                ? launch_octets<Half>(plan, args, index, info->overlaps, cuda_stream)
+                : launch_octets<BFloat>(plan, args, index, info->overlaps, cuda_stream);
+    if (error != cudaSuccess) return cudaGetErrorString(error);
+  }
+  return nullptr;
+}
+
+}  // namespace orth

@@ -1,0 +1,161 @@
+// The few machine instructions that the kernels are made of, each behind a plain name.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace orth {
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+__device__ __forceinline__ void copy16_async(uint32_t shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
+
+__device__ __forceinline__ void copy8_async(uint32_t shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared), "l"(global) : "memory");
+}
+
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Until at most N of the last groups are under way.
+template <int N>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// Programmatic dependent launch: results of the kernel before this one may be read, memory that it
+// read may be written, only after wait_for_previous().
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Loads that stay where they are written: the compiler may move a read-only load across the waits.
+__device__ __forceinline__ uint4 load16_in_order(const void* pointer) {
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(pointer) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ float load_in_order(const float* pointer) {
+  float v;
+  asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(pointer) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void prefetch_l2(const void* pointer) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer));
+}
+
+__device__ __forceinline__ uint4 load16_shared(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ uint2 load8_shared(uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
+  return v;
+}
+
+// Four 8x8 matrices of 16-bit items, transposed; lane l points at row l % 8 of matrix l / 8.
+__device__ __forceinline__ uint4 load_matrices_transposed(uint32_t address) {
+  uint4 v;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+  return v;
+}
+
+template <uint32_t kTable>
+__device__ __forceinline__ uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(out) : "r"(a), "r"(b), "r"(c), "n"(kTable));
+  return out;
+}
+
+constexpr uint32_t kAndXor = (0xf0 & 0xcc) ^ 0xaa;  // (a & b) ^ c
+
+// One number format of x: conversions, the decoding of a word of codes, the tensor-core product.
+struct Half {
+  static constexpr bool kIsBFloat = false;
+  __device__ static float to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+  __device__ static uint16_t from_float(float v) { return __half_as_ushort(__float2half_rn(v)); }
+
+  // pair[p] = codes p and p + 4 of the word. A nibble, its sign bit flipped, in the mantissa of 1024
+  // reads 1024 + 8 + code; four bits higher it reads 1024 + 16 (8 + code).
+  __device__ static void decode(uint32_t word, uint32_t pair[4]) {
+    const uint32_t high = word >> 8;
+    pair[0] = minus(lop3<kAndXor>(word, 0x000f000f, 0x64086408));
+    pair[1] = sixteenth_minus(lop3<kAndXor>(word, 0x00f000f0, 0x64806480));
+    pair[2] = minus(lop3<kAndXor>(high, 0x000f000f, 0x64086408));
+    pair[3] = sixteenth_minus(lop3<kAndXor>(high, 0x00f000f0, 0x64806480));
+  }
+
+  __device__ static void mma(float c[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                             uint32_t b0, uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+  }
+
+ private:
+  __device__ static uint32_t minus(uint32_t v) {
+    uint32_t out;  // v - 1032
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(v), "r"(0x64086408));
+    return out;
+  }
+  __device__ static uint32_t sixteenth_minus(uint32_t v) {
+    uint32_t out;  // v / 16 - 72
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(v), "r"(0x2c002c00), "r"(0xd480d480));
+    return out;
+  }
+};
+
+struct BFloat {
+  static constexpr bool kIsBFloat = true;
+  __device__ static float to_float(uint16_t bits) {
+    return __uint_as_float(static_cast<uint32_t>(bits) << 16);
+  }
+  __device__ static uint16_t from_float(float v) {
+    return __bfloat16_as_ushort(__float2bfloat16_rn(v));
+  }
+
+  // As above in the mantissa of 128, whose seven bits have no room for a nibble four bits higher.
+  __device__ static void decode(uint32_t word, uint32_t pair[4]) {
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      const uint32_t bits = lop3<kAndXor>(word >> (4 * p), 0x000f000f, 0x43084308);
+      // bits - 136
+      asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+          : "=r"(pair[p]) : "r"(bits), "r"(0x3f803f80), "r"(0xc308c308));
+    }
+  }
+
+  __device__ static void mma(float c[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                             uint32_t b0, uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+  }
+};
+
+}  // namespace orth
