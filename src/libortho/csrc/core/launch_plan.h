@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "fragments.h"
 
@@ -71,14 +72,15 @@ inline int64_t x_bytes(const Problem& p, bool gather, int octets, int64_t panels
   return octets * plane_units(p.columns, panels) * 16;
 }
 
-inline LaunchPlan with_panels(const Problem& p, const Device& d, int64_t panels, bool gather) {
+inline LaunchPlan with_panels(const Problem& p, const Device& d, int64_t panels, bool gather,
+                              int own_warps) {
   LaunchPlan plan{};
   plan.octets = p.batch <= 8 ? 1 : p.batch <= 16 ? 2 : p.batch <= 32 ? 4 : 8;
   plan.gather = gather;
   plan.shared_tiles = p.batch <= kSharedTileRows;
   const int64_t tiles = tile_count(p.rows);
   const int64_t blocks = ceil_div(block_count(p.columns), panels);
-  plan.warps = plan.shared_tiles && blocks >= kMostWarps ? kMostWarps : kMostWarps / 2;
+  plan.warps = !plan.shared_tiles ? own_warps : blocks >= kMostWarps ? kMostWarps : kMostWarps / 2;
   plan.panels = static_cast<int>(panels);
   plan.x_stride = ceil_div(p.columns * 2, 128) * 128 + 64;
   plan.x_bytes = x_bytes(p, plan.gather, plan.octets, panels);
@@ -98,37 +100,41 @@ inline LaunchPlan with_panels(const Problem& p, const Device& d, int64_t panels,
   return plan;
 }
 
-// Arbitrary units: the weights that the busiest place takes, and the traffic of the parts.
+// In the time that a multiprocessor needs for its share of 2 KB of weights, one tile x block: the
+// busiest place's blocks, the parts that panels hand over, and the wait for the last of them. The
+// weights of the terms are measured on an H200.
 inline double cost(const Problem& p, const Device& d, const LaunchPlan& plan) {
   const double tiles = static_cast<double>(tile_count(p.rows));
-  const double lanes =
-      static_cast<double>(plan.blocks_per_panel) * (plan.shared_tiles ? 1 : plan.warps);
-  const double rounds = static_cast<double>(ceil_div(tile_count(p.rows), static_cast<int64_t>(lanes)));
+  const int64_t places = int64_t{plan.blocks_per_panel} * (plan.shared_tiles ? 1 : plan.warps);
+  const double rounds = static_cast<double>(ceil_div(tile_count(p.rows), places));
   const double blocks = static_cast<double>(ceil_div(block_count(p.columns), plan.panels));
-  const double per_processor = lanes * plan.panels / d.processors;
-  // Above one place in each processor, places share its bandwidth.
-  const double work = rounds * blocks * (per_processor > 1 ? per_processor : 1);
-  const double parts =
-      plan.panels == 1 ? 0.0 : tiles * plan.panels * static_cast<double>(p.batch) / d.processors / 16;
-  const double handover = plan.panels == 1 ? 0.0 : 12.0;
-  return work + parts + handover;
+  const int grid = plan.blocks_per_panel * plan.panels;
+  // Places at work in each processor that has any.
+  const double busy = tiles / rounds * plan.panels / (grid < d.processors ? grid : d.processors);
+  // Places of one processor share its bandwidth; with more rows of x, its tensor cores.
+  double step = busy > 1 ? busy : 1;
+  if (!plan.shared_tiles) {
+    const double compute = plan.octets == 8 ? 3 + 1.75 * busy : 1.5 + 0.9 * busy;
+    step = compute > step ? compute : step;
+  }
+  const bool hands_over = plan.panels > 1;
+  const double parts = tiles * plan.panels * static_cast<double>(p.batch) / d.processors / 10;
+  return rounds * blocks * step + (hands_over ? parts + 12 : 0);
 }
-
-}  // namespace plan_detail
-
-namespace plan_detail {
 
 inline LaunchPlan cheapest(const Problem& p, const Device& d, bool gather) {
   const int64_t blocks = block_count(p.columns);
   LaunchPlan best{};
   double least = 0;
   for (int64_t panels = 1; panels <= blocks; ++panels) {
-    const LaunchPlan plan = with_panels(p, d, panels, gather);
-    if (plan.shared_bytes > d.shared_bytes) continue;
-    const double now = cost(p, d, plan);
-    if (best.panels == 0 || now < least) {
-      best = plan;
-      least = now;
+    for (const int own_warps : {4, 8}) {
+      const LaunchPlan plan = with_panels(p, d, panels, gather, own_warps);
+      if (plan.shared_bytes > d.shared_bytes) continue;
+      const double now = cost(p, d, plan);
+      if (best.panels == 0 || now < least) {
+        best = plan;
+        least = now;
+      }
     }
     if (panels >= 64 && best.panels != 0) break;
   }

@@ -11,7 +11,7 @@
 #pragma once
 
 #include "../core/launch_plan.h"
-#include "primitives.cuh"
+#include "formats.cuh"
 
 namespace orth {
 

@@ -81,6 +81,8 @@ __device__ __forceinline__ uint4 load_matrices_transposed(uint32_t address) {
   return v;
 }
 
+__device__ __forceinline__ float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
+
 template <uint32_t kTable>
 __device__ __forceinline__ uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t out;
@@ -88,74 +90,46 @@ __device__ __forceinline__ uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
   return out;
 }
 
-constexpr uint32_t kAndXor = (0xf0 & 0xcc) ^ 0xaa;  // (a & b) ^ c
+// Two fp16 or bf16 numbers in a register: a b + c, rounded once.
+__device__ __forceinline__ uint32_t fma_half2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t out;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+  return out;
+}
 
-// One number format of x: conversions, the decoding of a word of codes, the tensor-core product.
-struct Half {
-  static constexpr bool kIsBFloat = false;
-  __device__ static float to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
-  __device__ static uint16_t from_float(float v) { return __half_as_ushort(__float2half_rn(v)); }
+__device__ __forceinline__ uint32_t fma_bfloat2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t out;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+  return out;
+}
 
-  // pair[p] = codes p and p + 4 of the word. A nibble, its sign bit flipped, in the mantissa of 1024
-  // reads 1024 + 8 + code; four bits higher it reads 1024 + 16 (8 + code).
-  __device__ static void decode(uint32_t word, uint32_t pair[4]) {
-    const uint32_t high = word >> 8;
-    pair[0] = minus(lop3<kAndXor>(word, 0x000f000f, 0x64086408));
-    pair[1] = sixteenth_minus(lop3<kAndXor>(word, 0x00f000f0, 0x64806480));
-    pair[2] = minus(lop3<kAndXor>(high, 0x000f000f, 0x64086408));
-    pair[3] = sixteenth_minus(lop3<kAndXor>(high, 0x00f000f0, 0x64806480));
-  }
+__device__ __forceinline__ float half_bits_to_float(uint16_t bits) {
+  return __half2float(__ushort_as_half(bits));
+}
+__device__ __forceinline__ uint16_t float_to_half_bits(float v) {
+  return __half_as_ushort(__float2half_rn(v));
+}
+__device__ __forceinline__ uint16_t float_to_bfloat_bits(float v) {
+  return __bfloat16_as_ushort(__float2bfloat16_rn(v));
+}
 
-  __device__ static void mma(float c[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                             uint32_t b0, uint32_t b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-  }
+// c += a b: a 16 x 16 by rows, b 16 x 8 by columns, c 16 x 8 in float.
+__device__ __forceinline__ void mma_half(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                         uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
 
- private:
-  __device__ static uint32_t minus(uint32_t v) {
-    uint32_t out;  // v - 1032
-    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(v), "r"(0x64086408));
-    return out;
-  }
-  __device__ static uint32_t sixteenth_minus(uint32_t v) {
-    uint32_t out;  // v / 16 - 72
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(v), "r"(0x2c002c00), "r"(0xd480d480));
-    return out;
-  }
-};
-
-struct BFloat {
-  static constexpr bool kIsBFloat = true;
-  __device__ static float to_float(uint16_t bits) {
-    return __uint_as_float(static_cast<uint32_t>(bits) << 16);
-  }
-  __device__ static uint16_t from_float(float v) {
-    return __bfloat16_as_ushort(__float2bfloat16_rn(v));
-  }
-
-  // As above in the mantissa of 128, whose seven bits have no room for a nibble four bits higher.
-  __device__ static void decode(uint32_t word, uint32_t pair[4]) {
-#pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      const uint32_t bits = lop3<kAndXor>(word >> (4 * p), 0x000f000f, 0x43084308);
-      // bits - 136
-      asm("fma.rn.bf16x2 %0, %1, %2, %3;"
-          : "=r"(pair[p]) : "r"(bits), "r"(0x3f803f80), "r"(0xc308c308));
-    }
-  }
-
-  __device__ static void mma(float c[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                             uint32_t b0, uint32_t b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-  }
-};
+__device__ __forceinline__ void mma_bfloat(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                           uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
 
 }  // namespace orth

@@ -1,0 +1,55 @@
+// The number formats of x: conversions, the decoding of a word of codes, the tensor-core product.
+#pragma once
+
+#ifdef ORTH_EMULATED
+#include "emulated_primitives.h"
+#else
+#include "primitives.cuh"
+#endif
+
+namespace orth {
+
+constexpr uint32_t kAndXor = (0xf0 & 0xcc) ^ 0xaa;  // (a & b) ^ c, as a table for lop3
+
+struct Half {
+  static constexpr bool kIsBFloat = false;
+  __device__ static float to_float(uint16_t bits) { return half_bits_to_float(bits); }
+  __device__ static uint16_t from_float(float v) { return float_to_half_bits(v); }
+
+  // pair[p] = codes p and p + 4 of the word. A nibble, its sign bit flipped, in the mantissa of 1024
+  // reads 1024 + 8 + code; four bits higher it reads 1024 + 16 (8 + code).
+  __device__ static void decode(uint32_t word, uint32_t (&pair)[4]) {
+    const uint32_t high = word >> 8;
+    pair[0] = fma_half2(lop3<kAndXor>(word, 0x000f000f, 0x64086408), 0x3c003c00, 0xe408e408);  // - 1032
+    pair[1] = fma_half2(lop3<kAndXor>(word, 0x00f000f0, 0x64806480), 0x2c002c00, 0xd480d480);  // / 16 - 72
+    pair[2] = fma_half2(lop3<kAndXor>(high, 0x000f000f, 0x64086408), 0x3c003c00, 0xe408e408);
+    pair[3] = fma_half2(lop3<kAndXor>(high, 0x00f000f0, 0x64806480), 0x2c002c00, 0xd480d480);
+  }
+
+  __device__ static void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                             uint32_t b1) {
+    mma_half(c, a0, a1, a2, a3, b0, b1);
+  }
+};
+
+struct BFloat {
+  static constexpr bool kIsBFloat = true;
+  __device__ static float to_float(uint16_t bits) { return bits_to_float(static_cast<uint32_t>(bits) << 16); }
+  __device__ static uint16_t from_float(float v) { return float_to_bfloat_bits(v); }
+
+  // As above in the mantissa of 128, whose seven bits have no room for a nibble four bits higher.
+  __device__ static void decode(uint32_t word, uint32_t (&pair)[4]) {
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      const uint32_t bits = lop3<kAndXor>(word >> (4 * p), 0x000f000f, 0x43084308);
+      pair[p] = fma_bfloat2(bits, 0x3f803f80, 0xc308c308);  // - 136
+    }
+  }
+
+  __device__ static void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                             uint32_t b1) {
+    mma_bfloat(c, a0, a1, a2, a3, b0, b1);
+  }
+};
+
+}  // namespace orth

@@ -1,0 +1,331 @@
+// The kernels' machine instructions on a CPU: the threads of a block are fibers, and what a warp does
+// together happens when all of its 32 lanes have arrived. A lane that does not arrive, or arrives at
+// another instruction, stops the program. An asynchronous copy lands only when it is waited for.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "core/numeric.h"
+
+#define __device__
+#define __forceinline__ inline
+#define __shared__ static
+
+struct alignas(16) uint4 { uint32_t x, y, z, w; };
+struct uint2 { uint32_t x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline int min(int a, int b) { return a < b ? a : b; }
+
+struct Index { int x; };
+
+namespace emulated {
+
+constexpr size_t kStack = 96 * 1024;
+
+struct Copy { uint32_t to; const char* from; int bytes; };
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  bool done = false;
+  std::vector<std::vector<Copy>> groups{1};
+};
+
+struct Warp {
+  int arrived = 0, generation = 0;
+  const void* kind = nullptr;
+  uint32_t in[32][12], out[32][4];
+};
+
+struct Block {
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  std::vector<char> shared;
+  int current = 0, at_barrier = 0, barrier = 0;
+  ucontext_t scheduler;
+};
+
+inline Block* block = nullptr;
+inline int block_index = 0, block_size = 0;
+
+[[noreturn]] inline void fail(const char* what) {
+  std::fprintf(stderr, "emulated: %s, block %d thread %d\n", what, block_index, block->current);
+  std::exit(3);
+}
+
+inline void yield() {
+  const int me = block->current;
+  swapcontext(&block->fibers[static_cast<size_t>(me)].context, &block->scheduler);
+}
+
+inline Warp& warp() { return block->warps[static_cast<size_t>(block->current / 32)]; }
+inline int lane() { return block->current % 32; }
+
+// All 32 lanes give their inputs; the last one to come runs `act` for the warp.
+template <typename Act>
+void together(const void* kind, const Act& act) {
+  Warp& w = warp();
+  if (w.arrived > 0 && w.kind != kind) fail("lanes of a warp meet at different instructions");
+  w.kind = kind;
+  const int generation = w.generation;
+  if (++w.arrived == 32) {
+    act(w);
+    w.arrived = 0;
+    ++w.generation;
+  } else {
+    while (w.generation == generation) yield();
+  }
+}
+
+inline char* at(uint32_t address, int bytes) {
+  if (address + static_cast<uint32_t>(bytes) > block->shared.size()) fail("outside shared memory");
+  if (address % static_cast<uint32_t>(bytes) != 0) fail("misaligned shared address");
+  return block->shared.data() + address;
+}
+
+inline void run_block(int index, int threads, size_t shared_bytes, const std::function<void(char*)>& body) {
+  Block here;
+  block = &here;
+  block_index = index;
+  block_size = threads;
+  here.shared.assign(shared_bytes, static_cast<char>(0xff));  // NaN in every format
+  here.warps.resize(static_cast<size_t>(threads / 32));
+  here.fibers.resize(static_cast<size_t>(threads));
+  static const std::function<void(char*)>* entry;
+  entry = &body;
+  for (auto& fiber : here.fibers) {
+    fiber.stack = std::make_unique<char[]>(kStack);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, +[] {
+      (*entry)(block->shared.data());
+      block->fibers[static_cast<size_t>(block->current)].done = true;
+      yield();
+    }, 0);
+  }
+  for (int left = threads, idle = 0; left > 0;) {
+    left = 0;
+    for (int i = 0; i < threads; ++i) {
+      if (here.fibers[static_cast<size_t>(i)].done) continue;
+      ++left;
+      here.current = i;
+      swapcontext(&here.scheduler, &here.fibers[static_cast<size_t>(i)].context);
+    }
+    if (++idle > 2000000) fail("threads wait for ever");
+  }
+}
+
+}  // namespace emulated
+
+#define threadIdx (Index{emulated::block->current})
+#define blockIdx (Index{emulated::block_index})
+#define blockDim (Index{emulated::block_size})
+
+inline void __syncthreads() {
+  auto& b = *emulated::block;
+  const int barrier = b.barrier;
+  if (++b.at_barrier == static_cast<int>(b.fibers.size())) {
+    b.at_barrier = 0;
+    ++b.barrier;
+  } else {
+    while (b.barrier == barrier) emulated::yield();
+  }
+}
+
+inline void __syncwarp() {
+  static const char kind = 0;
+  emulated::together(&kind, [](emulated::Warp&) {});
+}
+inline void __threadfence() {}
+
+template <typename T>
+T emulated_shuffle(const void* kind, T value, int source) {
+  auto& w = emulated::warp();
+  std::memcpy(w.in[emulated::lane()], &value, sizeof value);
+  w.in[emulated::lane()][1] = static_cast<uint32_t>(source);
+  emulated::together(kind, [](emulated::Warp& all) {
+    for (int l = 0; l < 32; ++l) all.out[l][0] = all.in[all.in[l][1] % 32][0];
+  });
+  T out;
+  std::memcpy(&out, w.out[emulated::lane()], sizeof out);
+  return out;
+}
+template <typename T>
+T __shfl_sync(unsigned, T value, int source) {
+  static const char kind = 0;
+  return emulated_shuffle(&kind, value, source);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  static const char kind = 0;
+  return emulated_shuffle(&kind, value, emulated::lane() ^ mask);
+}
+inline bool __any_sync(unsigned, bool value) {
+  static const char kind = 0;
+  auto& w = emulated::warp();
+  w.in[emulated::lane()][0] = value;
+  emulated::together(&kind, [](emulated::Warp& all) {
+    uint32_t any = 0;
+    for (auto& in : all.in) any |= in[0];
+    for (auto& out : all.out) out[0] = any;
+  });
+  return w.out[emulated::lane()][0] != 0;
+}
+
+inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
+  const uint64_t both = static_cast<uint64_t>(y) << 32 | x;
+  uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) {
+    out |= static_cast<uint32_t>(both >> (8 * (selector >> (4 * i) & 7)) & 0xff) << (8 * i);
+  }
+  return out;
+}
+template <typename T>
+T __ldg(const T* p) { return *p; }
+inline float __ldcg(const float* p) { return *p; }
+inline void __stcg(float* p, float v) { *p = v; }
+inline int atomicAdd(int* p, int v) {
+  const int before = *p;
+  *p += v;
+  return before;
+}
+
+namespace orth {
+
+inline uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(static_cast<const char*>(p) - emulated::block->shared.data());
+}
+inline emulated::Fiber& fiber() { return emulated::block->fibers[static_cast<size_t>(emulated::block->current)]; }
+inline void copy_async(uint32_t shared, const void* global, int bytes) {
+  if (reinterpret_cast<uintptr_t>(global) % static_cast<uintptr_t>(bytes) != 0) emulated::fail("misaligned copy");
+  std::memset(emulated::at(shared, bytes), 0xff, static_cast<size_t>(bytes));
+  fiber().groups.back().push_back({shared, static_cast<const char*>(global), bytes});
+}
+inline void copy16_async(uint32_t shared, const void* global) { copy_async(shared, global, 16); }
+inline void copy8_async(uint32_t shared, const void* global) { copy_async(shared, global, 8); }
+inline void commit_copies() { fiber().groups.emplace_back(); }
+template <int N>
+void wait_copies() {
+  auto& groups = fiber().groups;
+  while (groups.size() > N + 1) {
+    for (const auto& copy : groups.front()) {
+      std::memcpy(emulated::at(copy.to, copy.bytes), copy.from, static_cast<size_t>(copy.bytes));
+    }
+    groups.erase(groups.begin());
+  }
+}
+inline void wait_for_previous() {}
+inline void let_next_start() {}
+inline uint4 load16_in_order(const void* p) {
+  if (reinterpret_cast<uintptr_t>(p) % 16 != 0) emulated::fail("misaligned load");
+  uint4 v;
+  std::memcpy(&v, p, 16);
+  return v;
+}
+inline float load_in_order(const float* p) { return *p; }
+inline void prefetch_l2(const void*) {}
+inline uint4 load16_shared(uint32_t address) {
+  uint4 v;
+  std::memcpy(&v, emulated::at(address, 16), 16);
+  return v;
+}
+inline uint2 load8_shared(uint32_t address) {
+  uint2 v;
+  std::memcpy(&v, emulated::at(address, 8), 8);
+  return v;
+}
+inline uint4 load_matrices_transposed(uint32_t address) {
+  static const char kind = 0;
+  auto& w = emulated::warp();
+  w.in[emulated::lane()][0] = address;
+  emulated::together(&kind, [](emulated::Warp& all) {
+    for (int l = 0; l < 32; ++l) {
+      for (int matrix = 0; matrix < 4; ++matrix) {
+        uint32_t out = 0;
+        for (int half = 0; half < 2; ++half) {
+          uint16_t item;
+          const char* row = emulated::at(all.in[8 * matrix + 2 * (l % 4) + half][0], 16);
+          std::memcpy(&item, row + 2 * (l / 4), 2);
+          out |= static_cast<uint32_t>(item) << (16 * half);
+        }
+        all.out[l][matrix] = out;
+      }
+    }
+  });
+  const uint32_t* out = w.out[emulated::lane()];
+  return {out[0], out[1], out[2], out[3]};
+}
+
+template <uint32_t kTable>
+uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t out = 0;
+  for (int i = 0; i < 32; ++i) {
+    out |= (kTable >> ((a >> i & 1) * 4 + (b >> i & 1) * 2 + (c >> i & 1)) & 1) << i;
+  }
+  return out;
+}
+
+inline float half_bits_to_float(uint16_t bits) { return half_to_float(bits); }
+inline uint16_t float_to_half_bits(float v) { return float_to_half(v); }
+inline uint16_t float_to_bfloat_bits(float v) { return float_to_bfloat16(v); }
+
+template <typename To, typename From>
+uint32_t fma_pair(uint32_t a, uint32_t b, uint32_t c, To to, From from) {
+  uint32_t out = 0;
+  for (int i = 0; i < 32; i += 16) {
+    const float v = std::fma(to(static_cast<uint16_t>(a >> i)), to(static_cast<uint16_t>(b >> i)), to(static_cast<uint16_t>(c >> i)));
+    out |= static_cast<uint32_t>(from(v)) << i;
+  }
+  return out;
+}
+inline uint32_t fma_half2(uint32_t a, uint32_t b, uint32_t c) { return fma_pair(a, b, c, half_to_float, float_to_half); }
+inline uint32_t fma_bfloat2(uint32_t a, uint32_t b, uint32_t c) { return fma_pair(a, b, c, bfloat16_to_float, float_to_bfloat16); }
+
+template <typename To>
+void mma(const void* kind, float (&c)[4], const uint32_t (&operands)[6], To to) {
+  auto& w = emulated::warp();
+  uint32_t* in = w.in[emulated::lane()];
+  std::memcpy(in, operands, sizeof operands);
+  std::memcpy(in + 6, c, sizeof c);
+  emulated::together(kind, [to](emulated::Warp& all) {
+    const auto item = [&](int l, int reg, int half) { return static_cast<double>(to(static_cast<uint16_t>(all.in[l][reg] >> (16 * half)))); };
+    for (int l = 0; l < 32; ++l) {
+      for (int i = 0; i < 4; ++i) {
+        const int row = l / 4 + i / 2 * 8, column = l % 4 * 2 + i % 2;
+        float start;
+        std::memcpy(&start, &all.in[l][6 + i], 4);
+        double sum = start;
+        for (int k = 0; k < 16; ++k) {
+          const int t = k % 8 / 2, half = k % 2, upper = k / 8;
+          sum += item(row % 8 * 4 + t, row / 8 + 2 * upper, half) * item(column * 4 + t, 4 + upper, half);
+        }
+        const float result = static_cast<float>(sum);
+        std::memcpy(&all.out[l][i], &result, 4);
+      }
+    }
+  });
+  std::memcpy(c, w.out[emulated::lane()], sizeof c);
+}
+inline void mma_half(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  static const char kind = 0;
+  mma(&kind, c, {a0, a1, a2, a3, b0, b1}, half_to_float);
+}
+inline void mma_bfloat(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  static const char kind = 0;
+  mma(&kind, c, {a0, a1, a2, a3, b0, b1}, bfloat16_to_float);
+}
+
+}  // namespace orth
