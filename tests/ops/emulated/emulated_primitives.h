@@ -27,7 +27,7 @@ inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline int min(int a, int b) { return a < b ? a : b; }
 
-struct Index { int x; };
+struct Index { int x, y; };
 
 namespace emulated {
 
@@ -57,7 +57,7 @@ struct Block {
 };
 
 inline Block* block = nullptr;
-inline int block_index = 0, block_size = 0;
+inline int block_index = 0, block_panel = 0, block_size = 0;
 
 [[noreturn]] inline void fail(const char* what) {
   std::fprintf(stderr, "emulated: %s, block %d thread %d\n", what, block_index, block->current);
@@ -94,10 +94,11 @@ inline char* at(uint32_t address, int bytes) {
   return block->shared.data() + address;
 }
 
-inline void run_block(int index, int threads, size_t shared_bytes, const std::function<void(char*)>& body) {
+inline void run_block(int index, int panel, int threads, size_t shared_bytes, const std::function<void(char*)>& body) {
   Block here;
   block = &here;
   block_index = index;
+  block_panel = panel;
   block_size = threads;
   here.shared.assign(shared_bytes, static_cast<char>(0xff));  // NaN in every format
   here.warps.resize(static_cast<size_t>(threads / 32));
@@ -130,9 +131,9 @@ inline void run_block(int index, int threads, size_t shared_bytes, const std::fu
 
 }  // namespace emulated
 
-#define threadIdx (Index{emulated::block->current})
-#define blockIdx (Index{emulated::block_index})
-#define blockDim (Index{emulated::block_size})
+#define threadIdx (Index{emulated::block->current, 0})
+#define blockIdx (Index{emulated::block_index, emulated::block_panel})
+#define blockDim (Index{emulated::block_size, 1})
 
 inline void __syncthreads() {
   auto& b = *emulated::block;
@@ -247,6 +248,11 @@ inline uint2 load8_shared(uint32_t address) {
   std::memcpy(&v, emulated::at(address, 8), 8);
   return v;
 }
+inline uint16_t load2_shared(uint32_t address) {
+  uint16_t v;
+  std::memcpy(&v, emulated::at(address, 2), 2);
+  return v;
+}
 inline uint4 load_matrices_transposed(uint32_t address) {
   static const char kind = 0;
   auto& w = emulated::warp();
@@ -279,6 +285,7 @@ uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
 }
 
 inline float half_bits_to_float(uint16_t bits) { return half_to_float(bits); }
+inline float bfloat_bits_to_float(uint16_t bits) { return bfloat16_to_float(bits); }
 inline uint16_t float_to_half_bits(float v) { return float_to_half(v); }
 inline uint16_t float_to_bfloat_bits(float v) { return float_to_bfloat16(v); }
 

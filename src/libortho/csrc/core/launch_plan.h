@@ -19,6 +19,7 @@ constexpr int kFusedRows = 64;       // rows of x in one launch
 constexpr int kGatherRows = 4;       // up to here x stays as it lies and streams run on the plain cores
 constexpr int kSharedTileRows = 16;  // up to here a thread block's warps share a tile
 constexpr int kMostWarps = 16;
+constexpr int kMostStreams = 8;  // of one launch
 constexpr int64_t kScaleBytes = 256;  // a warp's copy of one group's scales: four for each lane
 
 struct Device {
@@ -41,6 +42,7 @@ struct LaunchPlan {
   int warps;
   int panels;
   int blocks_per_panel;  // thread blocks
+  int rounds;            // tiles that the busiest place takes
   int64_t x_stride;      // gather: bytes from one row of x to the next in shared memory
   int64_t x_bytes;
   int64_t stage_bytes;
@@ -52,9 +54,7 @@ ORTH_HD inline int64_t block_count(int64_t columns) {
 }
 
 // First of `count` things that part `part` of `parts` takes; parts differ by one at most.
-ORTH_HD inline int64_t part_begin(int64_t count, int64_t part, int64_t parts) {
-  return count * part / parts;
-}
+ORTH_HD constexpr int part_begin(int count, int part, int parts) { return count * part / parts; }
 
 // Units of one plane of transposed x: the panel, and one unit of zeros for what is outside it.
 ORTH_HD inline int64_t plane_units(int64_t columns, int64_t panels) {
@@ -89,14 +89,22 @@ inline LaunchPlan with_panels(const Problem& p, const Device& d, int64_t panels,
   if (plan.shared_tiles) {
     plan.shared_bytes += plan.warps * (plan.gather ? kGatherRows : 8 * plan.octets) * 32 * 4;
   }
+  // alpha, and where the slices of a place's tiles begin: room for every stream, whether there are any
+  // or not, so that a stream never changes how the base is summed.
+  const auto tables = [&](int64_t rounds) {
+    return kMostStreams * (p.batch + 3 * rounds * (plan.shared_tiles ? 1 : plan.warps)) * 4;
+  };
   // 1 KB of a multiprocessor's memory goes to the system for each thread block.
-  const int64_t fit = (plan.shared_bytes + 1024) * 2 <= d.processor_shared_bytes ? 2 : 1;
+  const int64_t fit = (plan.shared_bytes + 2048) * 2 <= d.processor_shared_bytes ? 2 : 1;
   const int64_t slots = d.processors * fit / panels > 0 ? d.processors * fit / panels : 1;
   const int64_t at_once = plan.shared_tiles ? slots : slots * plan.warps;
   const int64_t rounds = ceil_div(tiles, at_once);
   const int64_t wanted = ceil_div(tiles, rounds);
   plan.blocks_per_panel =
       static_cast<int>(plan.shared_tiles ? wanted : ceil_div(wanted, plan.warps));
+  const int64_t places = plan.blocks_per_panel * int64_t{plan.shared_tiles ? 1 : plan.warps};
+  plan.rounds = static_cast<int>(ceil_div(tiles, places));
+  plan.shared_bytes += tables(plan.rounds);
   return plan;
 }
 
@@ -105,8 +113,7 @@ inline LaunchPlan with_panels(const Problem& p, const Device& d, int64_t panels,
 // weights of the terms are measured on an H200.
 inline double cost(const Problem& p, const Device& d, const LaunchPlan& plan) {
   const double tiles = static_cast<double>(tile_count(p.rows));
-  const int64_t places = int64_t{plan.blocks_per_panel} * (plan.shared_tiles ? 1 : plan.warps);
-  const double rounds = static_cast<double>(ceil_div(tile_count(p.rows), places));
+  const double rounds = plan.rounds;
   const double blocks = static_cast<double>(ceil_div(block_count(p.columns), plan.panels));
   const int grid = plan.blocks_per_panel * plan.panels;
   // Places at work in each processor that has any.

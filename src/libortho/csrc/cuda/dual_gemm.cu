@@ -13,11 +13,11 @@ namespace {
 
 constexpr int kMostDevices = 64;
 
-template <typename Type, int kOctets, bool kGather, bool kSharedTiles>
-__global__ void __launch_bounds__(kSharedTiles ? 32 * kMostWarps : 16 * kMostWarps)
+template <typename Type, int kOctets, bool kGather, bool kSharedTiles, bool kWhole>
+__global__ void __launch_bounds__(kSharedTiles ? 32 * kMostWarps : 16 * kMostWarps, kGather ? 2 : 1)
     dual_gemm(const __grid_constant__ GemmArgs args) {
   extern __shared__ __align__(128) char shared[];
-  DualGemm<Type, kOctets, kGather, kSharedTiles>(args, shared).run();
+  DualGemm<Type, kOctets, kGather, kSharedTiles, kWhole>(args, shared).run();
 }
 
 struct DeviceInfo {
@@ -54,10 +54,10 @@ cudaError_t current_device(int* index, const DeviceInfo** info) {
   return cudaSuccess;
 }
 
-template <typename Type, int kOctets, bool kGather, bool kSharedTiles>
+template <typename Type, int kOctets, bool kGather, bool kSharedTiles, bool kWhole>
 cudaError_t launch(const LaunchPlan& plan, const GemmArgs& args, int device, bool overlaps,
                    cudaStream_t stream) {
-  const auto kernel = dual_gemm<Type, kOctets, kGather, kSharedTiles>;
+  const auto kernel = dual_gemm<Type, kOctets, kGather, kSharedTiles, kWhole>;
   static std::array<std::atomic<int64_t>, kMostDevices> allowed{};
   std::atomic<int64_t>& limit = allowed[static_cast<size_t>(device)];
   if (limit.load(std::memory_order_relaxed) < plan.shared_bytes) {
@@ -74,7 +74,7 @@ cudaError_t launch(const LaunchPlan& plan, const GemmArgs& args, int device, boo
     limit.store(most, std::memory_order_relaxed);
   }
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(plan.panels * plan.blocks_per_panel));
+  config.gridDim = dim3(static_cast<unsigned>(plan.blocks_per_panel), static_cast<unsigned>(plan.panels));
   config.blockDim = dim3(static_cast<unsigned>(32 * plan.warps));
   config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes);
   config.stream = stream;
@@ -86,16 +86,23 @@ cudaError_t launch(const LaunchPlan& plan, const GemmArgs& args, int device, boo
   return cudaLaunchKernelEx(&config, kernel, args);
 }
 
-template <typename Type>
+template <typename Type, bool kWhole>
 cudaError_t launch_octets(const LaunchPlan& plan, const GemmArgs& args, int device, bool overlaps,
                           cudaStream_t stream) {
-  if (plan.gather) return launch<Type, 1, true, true>(plan, args, device, overlaps, stream);
+  if (plan.gather) return launch<Type, 1, true, true, kWhole>(plan, args, device, overlaps, stream);
   switch (plan.octets) {
-    case 1: return launch<Type, 1, false, true>(plan, args, device, overlaps, stream);
-    case 2: return launch<Type, 2, false, true>(plan, args, device, overlaps, stream);
-    case 4: return launch<Type, 4, false, false>(plan, args, device, overlaps, stream);
-    default: return launch<Type, 8, false, false>(plan, args, device, overlaps, stream);
+    case 1: return launch<Type, 1, false, true, kWhole>(plan, args, device, overlaps, stream);
+    case 2: return launch<Type, 2, false, true, kWhole>(plan, args, device, overlaps, stream);
+    case 4: return launch<Type, 4, false, false, kWhole>(plan, args, device, overlaps, stream);
+    default: return launch<Type, 8, false, false, kWhole>(plan, args, device, overlaps, stream);
   }
+}
+
+template <typename Type>
+cudaError_t launch_type(const LaunchPlan& plan, const GemmArgs& args, int device, bool overlaps,
+                        cudaStream_t stream) {
+  return args.group_size == kBlockInputs ? launch_octets<Type, true>(plan, args, device, overlaps, stream)
+                                         : launch_octets<Type, false>(plan, args, device, overlaps, stream);
 }
 
 Problem problem_of(const BaseLayer& base, int64_t m) {
@@ -125,7 +132,7 @@ const char* orth_layer_forward_cuda(const BaseLayer& base, const Stream* streams
                                     const void* x, DType x_type, int64_t m, void* y,
                                     const CudaWorkspace& workspace, void* stream) {
   if (x_type != DType::kFloat16 && x_type != DType::kBFloat16) return "x must be float16 or bfloat16";
-  if (stream_count > kMostStreams) return "at most 16 streams fit one launch";
+  if (stream_count > kMostStreams) return "at most 8 streams fit one launch";
   if (misaligned(x) || misaligned(base.tiles) || misaligned(base.scales)) {
     return "x, tiles and scales must be aligned to 16 bytes";
   }
@@ -151,6 +158,7 @@ const char* orth_layer_forward_cuda(const BaseLayer& base, const Stream* streams
     args.tile_count = static_cast<int>(tile_count(base.rows));
     args.panels = plan.panels;
     args.blocks_per_panel = plan.blocks_per_panel;
+    args.rounds = plan.rounds;
     args.x_stride = static_cast<int>(plan.x_stride);
     args.x_bytes = static_cast<int>(plan.x_bytes);
     args.stage_bytes = static_cast<int>(plan.stage_bytes);
@@ -163,8 +171,8 @@ const char* orth_layer_forward_cuda(const BaseLayer& base, const Stream* streams
     }
     const auto cuda_stream = static_cast<cudaStream_t>(stream);
     error = x_type == DType::kFloat16
-                ? launch_octets<Half>(plan, args, index, info->overlaps, cuda_stream)
-                : launch_octets<BFloat>(plan, args, index, info->overlaps, cuda_stream);
+                ? launch_type<Half>(plan, args, index, info->overlaps, cuda_stream)
+                : launch_type<BFloat>(plan, args, index, info->overlaps, cuda_stream);
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
   return nullptr;

@@ -13,6 +13,7 @@ constexpr uint32_t kAndXor = (0xf0 & 0xcc) ^ 0xaa;  // (a & b) ^ c, as a table f
 
 struct Half {
   static constexpr bool kIsBFloat = false;
+  static constexpr float kDecodedUnit = 1.0f;  // of a decoded code
   __device__ static float to_float(uint16_t bits) { return half_bits_to_float(bits); }
   __device__ static uint16_t from_float(float v) { return float_to_half_bits(v); }
 
@@ -34,16 +35,20 @@ struct Half {
 
 struct BFloat {
   static constexpr bool kIsBFloat = true;
-  __device__ static float to_float(uint16_t bits) { return bits_to_float(static_cast<uint32_t>(bits) << 16); }
+  static constexpr float kDecodedUnit = 0.25f;
+  __device__ static float to_float(uint16_t bits) { return bfloat_bits_to_float(bits); }
   __device__ static uint16_t from_float(float v) { return float_to_bfloat_bits(v); }
 
-  // As above in the mantissa of 128, whose seven bits have no room for a nibble four bits higher.
+  // A nibble, its sign bit flipped, in the mantissa of 128 reads 128 + 8 + code. Four bits higher its
+  // top bit is the exponent's lowest: with no other exponent bit, where bf16 is still linear, it reads
+  // 2^-129 (8 + code), and the largest power of two brings that to (8 + code) / 4. So codes come out
+  // as quarters.
   __device__ static void decode(uint32_t word, uint32_t (&pair)[4]) {
-#pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      const uint32_t bits = lop3<kAndXor>(word >> (4 * p), 0x000f000f, 0x43084308);
-      pair[p] = fma_bfloat2(bits, 0x3f803f80, 0xc308c308);  // - 136
-    }
+    const uint32_t high = word >> 8;
+    pair[0] = fma_bfloat2(lop3<kAndXor>(word, 0x000f000f, 0x43084308), 0x3e803e80, 0xc208c208);  // / 4 - 34
+    pair[1] = fma_bfloat2(lop3<kAndXor>(word, 0x00f000f0, 0x00800080), 0x7f007f00, 0xc000c000);  // 2^127 v - 2
+    pair[2] = fma_bfloat2(lop3<kAndXor>(high, 0x000f000f, 0x43084308), 0x3e803e80, 0xc208c208);
+    pair[3] = fma_bfloat2(lop3<kAndXor>(high, 0x00f000f0, 0x00800080), 0x7f007f00, 0xc000c000);
   }
 
   __device__ static void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,

@@ -27,7 +27,7 @@ int64_t orth_cuda_counters(int64_t rows);
 int64_t orth_cuda_parts_bytes(const BaseLayer& base, int64_t m);
 
 // y [M, N] = the whole layer, for any M. x and y are both fp16 or both bf16, stream values fp16, at
-// most 16 streams. `stream` is a cudaStream_t. Returns null, or what went wrong.
+// most 8 streams. `stream` is a cudaStream_t. Returns null, or what went wrong.
 const char* orth_layer_forward_cuda(const BaseLayer& base, const Stream* streams, int64_t stream_count,
                                     const void* x, DType x_type, int64_t m, void* y,
                                     const CudaWorkspace& workspace, void* stream);

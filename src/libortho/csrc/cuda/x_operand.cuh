@@ -1,0 +1,132 @@
+// x in shared memory, as the tensor cores' other operand and for the streams' gathers.
+#pragma once
+
+#include "gemm_args.cuh"
+
+namespace orth {
+
+// Up to 4 rows of x as they lie, all columns whatever the panel; zeros stand in column K.
+template <typename Type>
+class XRows {
+ public:
+  __device__ XRows(const GemmArgs& args, const Place& place, char* shared)
+      : args_(args), place_(place), shared_(shared),
+        mine_(shared_address(shared) + place.row4 * args.x_stride + place.quarter * 16) {}
+
+  __device__ void load() const {
+    const int units = args_.columns / 8;
+#pragma unroll 1
+    for (int m = 0; m < args_.batch; ++m) {
+      const uint16_t* row = args_.x + static_cast<int64_t>(m) * args_.columns;
+      char* out = shared_ + m * args_.x_stride;
+      for (int unit = threadIdx.x; unit < units; unit += 4 * blockDim.x) {
+        uint4 v[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int at = unit + i * static_cast<int>(blockDim.x);
+          if (at < units) v[i] = load16_in_order(row + at * 8);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int at = unit + i * static_cast<int>(blockDim.x);
+          if (at < units) *reinterpret_cast<uint4*>(out + at * 16) = v[i];
+        }
+      }
+    }
+    if (threadIdx.x < args_.batch) {
+      *reinterpret_cast<uint4*>(shared_ + threadIdx.x * args_.x_stride + units * 16) = make_uint4(0, 0, 0, 0);
+    }
+  }
+
+  // The operand of both products of the step that begins at `input`.
+  __device__ uint4 operand(int input, int /*octet*/) const {
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (place_.row4 < args_.batch) v = load16_shared(mine_ + input * 2);
+    return make_uint4(__byte_perm(v.x, v.z, 0x5410), __byte_perm(v.x, v.z, 0x7632),
+                      __byte_perm(v.y, v.w, 0x5410), __byte_perm(v.y, v.w, 0x7632));
+  }
+
+  __device__ float item(int m, int column) const {
+    return Type::to_float(load2_shared(shared_address(shared_) + m * args_.x_stride + column * 2));
+  }
+
+ private:
+  const GemmArgs& args_;
+  const Place place_;
+  char* shared_;
+  uint32_t mine_;
+};
+
+// A panel of x transposed: fragments.h describes the planes of 16-byte units.
+template <typename Type, int kOctets>
+class XPlanes {
+ public:
+  __device__ XPlanes(const GemmArgs& args, const Place& place, char* shared)
+      : args_(args), place_(place), shared_(shared), address_(shared_address(shared)) {
+    const int units = static_cast<int>(plane_units(args.columns, args.panels));
+    plane_bytes_ = units * 16;
+    zero_unit_ = units - 8;
+    step_input_ = ldmatrix_input(place.lane);
+  }
+
+  __device__ void load() const {
+    const int end = min(place_.block_end * kBlockInputs, args_.columns);
+    const int eights = (end - place_.input_begin) / 8;
+#pragma unroll 1
+    for (int octet = 0; octet < kOctets; ++octet) {
+      char* plane = shared_ + octet * plane_bytes_;
+      for (int eight = threadIdx.x; eight < eights; eight += blockDim.x) {
+        uint4 v[8];
+#pragma unroll
+        for (int m = 0; m < 8; ++m) {
+          const int row = octet * 8 + m;
+          v[m] = make_uint4(0, 0, 0, 0);
+          if (row < args_.batch) {
+            v[m] = load16_in_order(args_.x + static_cast<int64_t>(row) * args_.columns +
+                                   place_.input_begin + eight * 8);
+          }
+        }
+#pragma unroll
+        for (int k = 0; k < 8; ++k) {
+          const uint32_t select = k % 2 == 0 ? 0x5410 : 0x7632;
+          uint4 out;
+          out.x = __byte_perm(word(v[0], k / 2), word(v[1], k / 2), select);
+          out.y = __byte_perm(word(v[2], k / 2), word(v[3], k / 2), select);
+          out.z = __byte_perm(word(v[4], k / 2), word(v[5], k / 2), select);
+          out.w = __byte_perm(word(v[6], k / 2), word(v[7], k / 2), select);
+          *reinterpret_cast<uint4*>(plane + unit_of_input(eight * 8 + k) * 16) = out;
+        }
+      }
+      if (threadIdx.x == 0) *reinterpret_cast<uint4*>(plane + zero_unit_ * 16) = make_uint4(0, 0, 0, 0);
+    }
+  }
+
+  __device__ uint4 operand(int input, int octet) const {
+    const int local = input - place_.input_begin + step_input_;
+    return load_matrices_transposed(address_ + octet * plane_bytes_ + unit_of_input(local) * 16);
+  }
+
+  // Where this lane's row of the operand for entries in `column` lies; zeros where another panel has it.
+  __device__ uint32_t entry(int column, bool& inside) const {
+    const int local = column - place_.input_begin;
+    inside = local >= 0 && column < args_.columns && column < place_.block_end * kBlockInputs;
+    return address_ + (inside ? unit_of_input(local) : zero_unit_) * 16;
+  }
+
+  __device__ uint4 entries_operand(uint32_t entry, int octet) const {
+    return load_matrices_transposed(entry + octet * plane_bytes_);
+  }
+
+ private:
+  __device__ static uint32_t word(const uint4& v, int i) {
+    return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+  }
+
+  const GemmArgs& args_;
+  const Place place_;
+  char* shared_;
+  uint32_t address_;
+  int plane_bytes_, zero_unit_, step_input_;
+};
+
+}  // namespace orth
