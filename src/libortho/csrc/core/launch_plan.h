@@ -14,13 +14,18 @@
 
 namespace orth {
 
-constexpr int kStages = 2;           // blocks of weights in flight for each warp
 constexpr int kFusedRows = 64;       // rows of x in one launch
 constexpr int kGatherRows = 4;       // up to here x stays as it lies and streams run on the plain cores
 constexpr int kSharedTileRows = 16;  // up to here a thread block's warps share a tile
-constexpr int kMostWarps = 16;
+constexpr int kWarps = 8;  // of a thread block
 constexpr int kMostStreams = 8;  // of one launch
 constexpr int64_t kScaleBytes = 256;  // a warp's copy of one group's scales: four for each lane
+
+// Blocks of weights in flight for each warp: as many as leave room for two thread blocks where
+// transposed x is large.
+ORTH_HD constexpr int stage_count(bool gather, bool shared_tiles) {
+  return gather || !shared_tiles ? 4 : 2;
+}
 
 struct Device {
   int processors;
@@ -79,13 +84,12 @@ inline LaunchPlan with_panels(const Problem& p, const Device& d, int64_t panels,
   plan.gather = gather;
   plan.shared_tiles = p.batch <= kSharedTileRows;
   const int64_t tiles = tile_count(p.rows);
-  const int64_t blocks = ceil_div(block_count(p.columns), panels);
-  plan.warps = !plan.shared_tiles ? own_warps : blocks >= kMostWarps ? kMostWarps : kMostWarps / 2;
+  plan.warps = plan.shared_tiles ? kWarps : own_warps;
   plan.panels = static_cast<int>(panels);
   plan.x_stride = ceil_div(p.columns * 2, 128) * 128 + 64;
   plan.x_bytes = x_bytes(p, plan.gather, plan.octets, panels);
   plan.stage_bytes = stage_bytes(p.group_size);
-  plan.shared_bytes = plan.x_bytes + plan.warps * kStages * plan.stage_bytes;
+  plan.shared_bytes = plan.x_bytes + plan.warps * stage_count(gather, plan.shared_tiles) * plan.stage_bytes;
   if (plan.shared_tiles) {
     plan.shared_bytes += plan.warps * (plan.gather ? kGatherRows : 8 * plan.octets) * 32 * 4;
   }
@@ -134,7 +138,7 @@ inline LaunchPlan cheapest(const Problem& p, const Device& d, bool gather) {
   LaunchPlan best{};
   double least = 0;
   for (int64_t panels = 1; panels <= blocks; ++panels) {
-    for (const int own_warps : {4, 8}) {
+    for (const int own_warps : {kWarps / 2, kWarps}) {
       const LaunchPlan plan = with_panels(p, d, panels, gather, own_warps);
       if (plan.shared_bytes > d.shared_bytes) continue;
       const double now = cost(p, d, plan);

@@ -8,7 +8,7 @@ namespace orth {
 
 // kWhole: groups of 128, hence whole blocks; otherwise groups of 32, 64 or 128 and a last block that
 // may be cut short.
-template <bool kSharedTiles, bool kWhole>
+template <int kStages, bool kSharedTiles, bool kWhole>
 class BaseRing {
  public:
   // Where in the ring the block being multiplied lies. `block` may be past the panel's end where the

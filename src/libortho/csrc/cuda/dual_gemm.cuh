@@ -55,7 +55,8 @@ class DualGemm {
  private:
   static constexpr int kSumRows = kGather ? kGatherRows : 8 * kOctets;
   using Streams = StreamSums<Type, kOctets, kGather, kSharedTiles>;
-  using Ring = BaseRing<kSharedTiles, kWhole>;
+  static constexpr int kStages = stage_count(kGather, kSharedTiles);
+  using Ring = BaseRing<kStages, kSharedTiles, kWhole>;
   using Cursor = typename Ring::Cursor;
   using Sums = float[kOctets][2][4];  // [octet][product block][product operand]
 

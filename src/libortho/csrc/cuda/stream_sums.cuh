@@ -183,9 +183,10 @@ class StreamSums {
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) {
         const float value = Half::to_float(batch.value[i]);
+        const uint32_t entry = x_.entry(batch.column[i]);
 #pragma unroll
         for (int m = 0; m < kGatherRows; ++m) {
-          if (m < args_.batch) dots[m] = fmaf(value, x_.item(m, batch.column[i]), dots[m]);
+          if (m < args_.batch) dots[m] = fmaf(value, x_.item(entry, m), dots[m]);
         }
       }
     } else {

@@ -5,7 +5,8 @@
 
 namespace orth {
 
-// Up to 4 rows of x as they lie, all columns whatever the panel; zeros stand in column K.
+// Up to 4 rows of x, all columns whatever the panel; zeros stand in column K. Each eight inputs lie in
+// the order of their pairs: 0 4 1 5 2 6 3 7.
 template <typename Type>
 class XRows {
  public:
@@ -29,7 +30,7 @@ class XRows {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int at = unit + i * static_cast<int>(blockDim.x);
-          if (at < units) *reinterpret_cast<uint4*>(out + at * 16) = v[i];
+          if (at < units) *reinterpret_cast<uint4*>(out + at * 16) = in_pairs(v[i]);
         }
       }
     }
@@ -42,16 +43,25 @@ class XRows {
   __device__ uint4 operand(int input, int /*octet*/) const {
     uint4 v = make_uint4(0, 0, 0, 0);
     if (place_.row4 < args_.batch) v = load16_shared(mine_ + input * 2);
-    return make_uint4(__byte_perm(v.x, v.z, 0x5410), __byte_perm(v.x, v.z, 0x7632),
-                      __byte_perm(v.y, v.w, 0x5410), __byte_perm(v.y, v.w, 0x7632));
+    return v;
   }
 
-  __device__ float item(int m, int column) const {
-    return Type::to_float(load2_shared(shared_address(shared_) + m * args_.x_stride + column * 2));
+  // Where input `column` of row 0 lies.
+  __device__ uint32_t entry(int column) const {
+    return shared_address(shared_) + place_in_pairs(column) * 2;
+  }
+
+  __device__ float item(uint32_t entry, int m) const {
+    return Type::to_float(load2_shared(entry + m * args_.x_stride));
   }
 
  private:
   const GemmArgs& args_;
+  __device__ static uint4 in_pairs(const uint4& v) {
+    return make_uint4(__byte_perm(v.x, v.z, 0x5410), __byte_perm(v.x, v.z, 0x7632),
+                      __byte_perm(v.y, v.w, 0x5410), __byte_perm(v.y, v.w, 0x7632));
+  }
+
   const Place place_;
   char* shared_;
   uint32_t mine_;
