@@ -196,7 +196,8 @@ inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
 }
 template <typename T>
 T __ldg(const T* p) { return *p; }
-inline float __ldcg(const float* p) { return *p; }
+template <typename T>
+T __ldcg(const T* p) { return *p; }
 inline void __stcg(float* p, float v) { *p = v; }
 inline int atomicAdd(int* p, int v) {
   const int before = *p;

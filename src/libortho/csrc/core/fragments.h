@@ -1,8 +1,8 @@
 // How the tiles of layout.h become operands of the tensor-core product mma.m16n8k16, by index alone.
 //
 // A step is 32 output rows x 32 inputs: four tile columns, 128 consecutive words. Lane l, with
-// g = l / 4 and t = l % 4, loads four consecutive words: rows 4g .. 4g+3 of tile column t, inputs
-// 8t .. 8t+7. A warp so loads 512 consecutive bytes. Pair p (0 .. 3) of a word is its nibbles p and
+// g = l / 4 and t = l % 4, takes four consecutive words: rows 4g .. 4g+3 of tile column t, inputs
+// 8t .. 8t+7. Pair p (0 .. 3) of a word is its nibbles p and
 // p + 4, the two that one mask leaves in the halves of a register.
 //
 // The product's rows and inputs are free to stand for any: product row g of block b is tile row
@@ -23,8 +23,10 @@ constexpr int kBlockInputs = 128;  // what a warp takes at a time; a multiple of
 constexpr int kStepWords = kStepInputs / 8 * 32;
 constexpr int kBlockSteps = kBlockInputs / kStepInputs;
 
-// First of the lane's four words within a step.
-ORTH_HD constexpr int step_word(int lane) { return (lane % 4) * 32 + (lane / 4) * 4; }
+// A step in shared memory is 32 chunks of four words, the tile columns' eight each turned round
+// against one another: lanes that copy a step in by whole lines, and lanes that take their four words
+// out of it, both meet every bank once. Place of the chunk of rows 4g .. 4g+3, tile column t.
+ORTH_HD constexpr int chunk_place(int g, int t) { return 8 * t + (g ^ (2 * t)); }
 
 // Tile row of product row `row` (0 .. 15) of block `block`.
 ORTH_HD constexpr int tile_row(int block, int row) { return 4 * (row % 8) + 2 * block + row / 8; }

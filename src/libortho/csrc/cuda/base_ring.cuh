@@ -1,5 +1,6 @@
-// A warp's way through the base: its ring of 32 rows x 128 inputs in shared memory. Each lane copies
-// in what it reads itself, so the ring needs no barrier.
+// A warp's way through the base: its ring of 32 rows x 128 inputs in shared memory. Lanes copy whole
+// lines and read what others copied, so the warp meets before it reads a block and before it gives the
+// block's place away.
 #pragma once
 
 #include "gemm_args.cuh"
@@ -20,9 +21,11 @@ class BaseRing {
 
   __device__ BaseRing(const GemmArgs& args, const Place& place, uint32_t rings)
       : args_(args), block_end_(place.block_end) {
-    begin_ = rings + place.warp * kStages * args.stage_bytes + place.lane * 16;
+    begin_ = rings + place.warp * kStages * args.stage_bytes;
     end_ = begin_ + kStages * args.stage_bytes;
-    scales_offset_ = kBlockSteps * kStepWords * 4 - place.lane * 8;
+    copy_offset_ = chunk_place(place.lane % 8, place.lane / 8) * 16;
+    read_offset_ = chunk_place(place.row4, place.quarter) * 16;
+    scales_offset_ = kBlockSteps * kStepWords * 4 + place.lane * 8;
     const int blocks = (args.columns + kBlockInputs - 1) / kBlockInputs;
     const int panel_blocks = place.block_end - place.block_begin;
     block_step_ = kSharedTiles ? place.warps : 1;
@@ -38,7 +41,7 @@ class BaseRing {
     unit_ = tile_ * blocks + block_;
     left_ = per_tile_;
     slot_ = begin_;
-    words_ = args.tiles + step_word(place.lane);
+    words_ = args.tiles + place.lane * 4;
     scales_ = args.scales + place.row4 * 4;
   }
 
@@ -53,15 +56,22 @@ class BaseRing {
     now.slot = next(now.slot);
   }
 
+  // The oldest block has arrived, for the whole warp.
+  __device__ void wait() const {
+    wait_copies<kStages - 1>();
+    __syncwarp();
+  }
+
   // Starts the copy of the next block: all blocks of a tile, then the tile after it. A group is
   // committed in any case.
   __device__ void fetch() {
+    __syncwarp();
     if (tile_ < args_.tile_count && block_ < block_end_) {
       if constexpr (kWhole) {
         const uint32_t* words = words_ + static_cast<int64_t>(unit_) * (kBlockSteps * kStepWords);
 #pragma unroll
         for (int step = 0; step < kBlockSteps; ++step) {
-          copy16_async(slot_ + step * kStepWords * 4, words + step * kStepWords);
+          copy16_async(slot_ + copy_offset_ + step * kStepWords * 4, words + step * kStepWords);
         }
         copy8_async(slot_ + scales_offset_, scales_ + static_cast<int64_t>(unit_) * kTileRows);
       } else {
@@ -81,7 +91,7 @@ class BaseRing {
   }
 
   __device__ uint4 words(const Cursor& now, int step) const {
-    return load16_shared(now.slot + step * kStepWords * 4);
+    return load16_shared(now.slot + read_offset_ + step * kStepWords * 4);
   }
 
   // Scales of the lane's four rows in group `group` of the block, for decoded codes.
@@ -108,7 +118,7 @@ class BaseRing {
     const uint32_t* words = words_ + tile_ * tile_words + block_ * (kBlockSteps * kStepWords);
     for (int step = 0; step < kBlockSteps; ++step) {
       if (block_ * kBlockInputs + step * kStepInputs < args_.columns) {
-        copy16_async(slot_ + step * kStepWords * 4, words + step * kStepWords);
+        copy16_async(slot_ + copy_offset_ + step * kStepWords * 4, words + step * kStepWords);
       }
     }
     const int groups = args_.columns / args_.group_size, in_block = kBlockInputs / args_.group_size;
@@ -121,7 +131,7 @@ class BaseRing {
   const GemmArgs& args_;
   const int block_end_;
   uint32_t begin_, end_, slot_;
-  int scales_offset_, block_step_, per_tile_, first_block_, tile_step_, first_tile_, unit_skip_;
+  int copy_offset_, read_offset_, scales_offset_, block_step_, per_tile_, first_block_, tile_step_, first_tile_, unit_skip_;
   int tile_, block_, unit_, left_;
   const uint32_t* words_;
   const uint16_t* scales_;

@@ -14,7 +14,7 @@ namespace {
 constexpr int kMostDevices = 64;
 
 template <typename Type, int kOctets, bool kGather, bool kSharedTiles, bool kWhole>
-__global__ void __launch_bounds__(32 * kWarps, 1)
+__global__ void __launch_bounds__(32 * kWarps, kSharedTiles ? 2 : 1)
     dual_gemm(const __grid_constant__ GemmArgs args) {
   extern __shared__ __align__(128) char shared[];
   DualGemm<Type, kOctets, kGather, kSharedTiles, kWhole>(args, shared).run();

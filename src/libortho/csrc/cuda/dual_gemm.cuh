@@ -39,7 +39,7 @@ class DualGemm {
       ring_.begin_tile(now);
       float total[kOctets][2][4] = {};
       for (int i = 0; i < ring_.per_tile(); ++i) {
-        wait_copies<kStages - 1>();
+        ring_.wait();
         if (now.block < place_.block_end) multiply(now, total);
         ring_.fetch();
         ring_.advance(now);
@@ -136,14 +136,34 @@ class DualGemm {
     return args_.parts + (static_cast<int64_t>(panel) * args_.tile_count + tile) * args_.batch * 32;
   }
 
+  // The panels' parts in their order; thread `first` of `step` takes four rows at a time.
   __device__ void sum_parts(int tile, int first, int step) const {
-    const int64_t next = static_cast<int64_t>(args_.tile_count) * args_.batch * 32;
-    for (int i = first; i < args_.batch * 32; i += step) {
-      const float* from = part(0, tile) + i;
-      float sum = 0.0f;
+    constexpr int kAtOnce = 4;
+    const int64_t next = static_cast<int64_t>(args_.tile_count) * args_.batch * 8;
+    const float4* from = reinterpret_cast<const float4*>(part(0, tile));
+    const int count = args_.batch * 8;
+    for (int i = first; i < count; i += kAtOnce * step) {
+      float4 sum[kAtOnce] = {};
 #pragma unroll 4
-      for (int p = 0; p < args_.panels; ++p) sum += __ldcg(from + p * next);
-      store(i / 32, tile, i % 32, sum);
+      for (int p = 0; p < args_.panels; ++p) {
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) {
+          if (i + j * step < count) {
+            const float4 v = __ldcg(from + p * next + i + j * step);
+            sum[j] = make_float4(sum[j].x + v.x, sum[j].y + v.y, sum[j].z + v.z, sum[j].w + v.w);
+          }
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int at = i + j * step;
+        if (at < count) {
+          store(at / 8, tile, at % 8 * 4, sum[j].x);
+          store(at / 8, tile, at % 8 * 4 + 1, sum[j].y);
+          store(at / 8, tile, at % 8 * 4 + 2, sum[j].z);
+          store(at / 8, tile, at % 8 * 4 + 3, sum[j].w);
+        }
+      }
     }
   }
 

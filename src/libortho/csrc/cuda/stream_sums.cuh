@@ -9,22 +9,23 @@
 
 namespace orth {
 
-constexpr int kAheadPairs = 4;  // pairs of slots loaded before the tile's base is multiplied
-constexpr int kBatchPairs = 8;  // and at a time after it
+constexpr int kAheadQuads = 2;  // four slots each, loaded before the tile's base is multiplied
+constexpr int kBatchQuads = 4;  // and at a time after it
+constexpr int kQuadEntries = 4 * kSliceRows;
 
 template <typename Type, int kOctets, bool kGather, bool kSharedTiles>
 class StreamSums {
  public:
   using X = std::conditional_t<kGather, XRows<Type>, XPlanes<Type, kOctets>>;
 
-  // Pairs of slots in flight; lane l holds entry l of each pair.
-  template <int kPairs>
+  // Quads of slots in flight, a line each; lane l holds entries 2l and 2l + 1 of each quad.
+  template <int kQuads>
   struct Batch {
-    int column[kPairs];
-    uint16_t value[kPairs];
+    uint32_t columns[kQuads];
+    uint32_t values[kQuads];
   };
 
-  using Ahead = Batch<kAheadPairs>;
+  using Ahead = Batch<kAheadQuads>;
 
   // alpha [streams, M] and bounds [streams, rounds, places, 3] lie in shared memory: the slots at which
   // the slices of every tile that this thread block will take begin and end.
@@ -67,7 +68,7 @@ class StreamSums {
 
   __device__ bool any_open() const { return open_ != 0; }
 
-  // Before the tile's base: asks for the whole share, and loads its first pairs.
+  // Before the tile's base: asks for the whole share, and loads its beginning.
   __device__ void begin_tile(int round, Ahead& ahead) const {
     bool first = true;
     for (int s = 0; s < args_.stream_count; ++s) {
@@ -78,7 +79,7 @@ class StreamSums {
         int line = part.begin;
         if (kSharedTiles && first) {
           load(args_.streams[s], part.begin * kSliceRows, part.end * kSliceRows, ahead);
-          line += 2 * kAheadPairs;
+          line += 4 * kAheadQuads;
         }
         for (line += place_.lane * 4; line < part.end; line += 128) {  // four slots are 128 bytes
           prefetch_l2(args_.streams[s].columns + static_cast<int64_t>(line) * kSliceRows);
@@ -121,26 +122,28 @@ class StreamSums {
     // Rows of x as they lie serve every column, so that panels share the slots too.
     const int workers = place_.warps / 2 * (kGather ? args_.panels : 1);
     const int worker = place_.warp / 2 + (kGather ? place_.panel * (place_.warps / 2) : 0);
-    const int pairs = (last - first + 1) / 2;
-    const int end = first + 2 * part_begin(pairs, worker + 1, workers);
-    return {first + 2 * part_begin(pairs, worker, workers), end < last ? end : last};
+    const int quads = (last - first + 3) / 4;
+    const int end = first + 4 * part_begin(quads, worker + 1, workers);
+    return {first + 4 * part_begin(quads, worker, workers), end < last ? end : last};
   }
 
-  template <int kPairs>
-  __device__ void load(const StreamView& stream, int entry, int end, Batch<kPairs>& batch) const {
+  template <int kQuads>
+  __device__ void load(const StreamView& stream, int entry, int end, Batch<kQuads>& batch) const {
+    const uint32_t* columns = reinterpret_cast<const uint32_t*>(stream.columns);
+    const uint32_t* values = reinterpret_cast<const uint32_t*>(stream.values);
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      const int at = entry + 32 * i + place_.lane;
-      batch.column[i] = args_.columns;
-      batch.value[i] = 0;
+    for (int i = 0; i < kQuads; ++i) {
+      const int at = entry + kQuadEntries * i + 2 * place_.lane;
+      batch.columns[i] = args_.columns * 0x10001u;
+      batch.values[i] = 0;
       if (at < end) {
-        batch.column[i] = __ldg(stream.columns + at);
-        batch.value[i] = __ldg(stream.values + at);
+        batch.columns[i] = __ldg(columns + at / 2);
+        batch.values[i] = __ldg(values + at / 2);
       }
     }
   }
 
-  static constexpr int kSums = kGather ? kGatherRows : 4 * kOctets;
+  static constexpr int kSums = kGather ? 2 * kGatherRows : 4 * kOctets;
 
   __device__ void sum(int s, Share part, bool use_ahead, const Ahead& ahead, float* out) const {
     float dots[kSums] = {};
@@ -148,21 +151,23 @@ class StreamSums {
     const int end = part.end * kSliceRows;
     if (use_ahead) {
       consume(ahead, entry, end, dots);
-      entry += 32 * kAheadPairs;
+      entry += kQuadEntries * kAheadQuads;
     }
-    for (; entry < end; entry += 32 * kBatchPairs) {
-      Batch<kBatchPairs> batch;
+    for (; entry < end; entry += kQuadEntries * kBatchQuads) {
+      Batch<kBatchQuads> batch;
       load(args_.streams[s], entry, end, batch);
       consume(batch, entry, end, dots);
     }
     const float* alpha = alpha_ + s * args_.batch;
     if constexpr (kGather) {
 #pragma unroll
-      for (int m = 0; m < kGatherRows; ++m) {
-        dots[m] += __shfl_xor_sync(0xffffffffu, dots[m], 16);
-        if (m < args_.batch && place_.lane < kSliceRows && alpha[m] != 0.0f) {
-          float& y = out[m * 32 + place_.lane];
-          y = fmaf(alpha[m], dots[m], y);
+      for (int i = 0; i < kSums; ++i) {
+        const int m = i / 2, row = place_.lane * 2 + i % 2;
+        dots[i] += __shfl_xor_sync(0xffffffffu, dots[i], 8);
+        dots[i] += __shfl_xor_sync(0xffffffffu, dots[i], 16);
+        if (m < args_.batch && place_.lane < kSliceRows / 2 && alpha[m] != 0.0f) {
+          float& y = out[m * 32 + row];
+          y = fmaf(alpha[m], dots[i], y);
         }
       }
     } else {
@@ -177,59 +182,76 @@ class StreamSums {
     }
   }
 
-  template <int kPairs>
-  __device__ void consume(const Batch<kPairs>& batch, int entry, int end, float (&dots)[kSums]) const {
+  template <int kQuads>
+  __device__ void consume(const Batch<kQuads>& batch, int entry, int end, float (&dots)[kSums]) const {
     if constexpr (kGather) {
 #pragma unroll
-      for (int i = 0; i < kPairs; ++i) {
-        const float value = Half::to_float(batch.value[i]);
-        const uint32_t entry = x_.entry(batch.column[i]);
+      for (int i = 0; i < kQuads; ++i) {
 #pragma unroll
-        for (int m = 0; m < kGatherRows; ++m) {
-          if (m < args_.batch) dots[m] = fmaf(value, x_.item(entry, m), dots[m]);
+        for (int half = 0; half < 2; ++half) {
+          const float value = Half::to_float(static_cast<uint16_t>(batch.values[i] >> (16 * half)));
+          const uint32_t x_entry = x_.entry(batch.columns[i] >> (16 * half) & 0xffff);
+#pragma unroll
+          for (int m = 0; m < kGatherRows; ++m) {
+            if (m < args_.batch) dots[2 * m + half] = fmaf(value, x_.item(x_entry, m), dots[2 * m + half]);
+          }
         }
       }
     } else {
-      // Where the lane's two values of a slot stand in the diagonal operand: low or high half.
-      const bool diagonal = place_.row4 / 2 == place_.quarter;
-      const uint32_t upper = !diagonal ? 0x4444u : place_.row4 % 2 == 0 ? 0x4410u : 0x1044u;
-      const uint32_t lower = !diagonal ? 0x4444u : place_.row4 % 2 == 0 ? 0x4432u : 0x3244u;
 #pragma unroll
-      for (int i = 0; i < kPairs; ++i) {
-        if (entry + 32 * i >= end) break;
-        bool inside;
-        const uint32_t x_row = x_.entry(batch.column[i], inside);
-        if (args_.panels > 1 && !__any_sync(0xffffffffu, inside)) continue;
-        uint32_t packed = batch.value[i];
-        if (Type::kIsBFloat) {
-          // An fp16 value is the exact sum of two bf16 ones.
-          const float whole = Half::to_float(batch.value[i]);
-          const uint16_t high = BFloat::from_float(whole);
-          packed = high | static_cast<uint32_t>(BFloat::from_float(whole - BFloat::to_float(high))) << 16;
-        }
-        uint32_t v[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) v[j] = __shfl_sync(0xffffffffu, packed, place_.row4 + 8 * j);
-#pragma unroll
-        for (int octet = 0; octet < kOctets; ++octet) {
-          const uint4 b = x_.entries_operand(x_row, octet);
-          float c[4] = {dots[4 * octet], dots[4 * octet + 1], dots[4 * octet + 2], dots[4 * octet + 3]};
-          multiply(c, v[0], v[1], upper, b.x, b.y);
-          multiply(c, v[2], v[3], upper, b.z, b.w);
-          if (Type::kIsBFloat) {
-            multiply(c, v[0], v[1], lower, b.x, b.y);
-            multiply(c, v[2], v[3], lower, b.z, b.w);
-          }
-#pragma unroll
-          for (int j = 0; j < 4; ++j) dots[4 * octet + j] = c[j];
-        }
+      for (int i = 0; i < kQuads; ++i) {
+        if (entry + kQuadEntries * i >= end) break;
+        multiply_quad(batch.columns[i], batch.values[i], dots);
       }
     }
   }
 
-  __device__ static void multiply(float (&c)[4], uint32_t first, uint32_t second, uint32_t selector,
-                                  uint32_t b0, uint32_t b1) {
-    Type::mma(c, __byte_perm(first, 0, selector), 0, 0, __byte_perm(second, 0, selector), b0, b1);
+  // Four slots as four diagonal operands, two to a read of x.
+  __device__ void multiply_quad(uint32_t columns, uint32_t values, float (&dots)[kSums]) const {
+    uint32_t high = values, low = 0;
+    if (Type::kIsBFloat) split(values, high, low);
+    // A slot's operand holds value r at row r, input r: two of this lane's items, if it is one of the
+    // eight on the diagonal, in the half that the value has in its pair.
+    const uint32_t mask = place_.row4 / 2 != place_.quarter ? 0u : place_.row4 % 2 == 0 ? 0xffffu : 0xffff0000u;
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {
+      const uint32_t both = __shfl_sync(0xffffffffu, columns, 16 * pair + place_.lane / 2);
+      bool inside;
+      const uint32_t x_row = x_.entry(place_.lane % 2 == 0 ? both & 0xffff : both >> 16, inside);
+      if (args_.panels > 1 && !__any_sync(0xffffffffu, inside)) continue;
+      uint32_t a[4], b[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int source = 16 * pair + 4 * j + place_.row4 / 2;
+        a[j] = __shfl_sync(0xffffffffu, high, source) & mask;
+        if (Type::kIsBFloat) b[j] = __shfl_sync(0xffffffffu, low, source) & mask;
+      }
+#pragma unroll
+      for (int octet = 0; octet < kOctets; ++octet) {
+        const uint4 x = x_.entries_operand(x_row, octet);
+        float c[4] = {dots[4 * octet], dots[4 * octet + 1], dots[4 * octet + 2], dots[4 * octet + 3]};
+        Type::mma(c, a[0], 0, 0, a[1], x.x, x.y);
+        Type::mma(c, a[2], 0, 0, a[3], x.z, x.w);
+        if (Type::kIsBFloat) {
+          Type::mma(c, b[0], 0, 0, b[1], x.x, x.y);
+          Type::mma(c, b[2], 0, 0, b[3], x.z, x.w);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; ++j) dots[4 * octet + j] = c[j];
+      }
+    }
+  }
+
+  // Two fp16 values, each the exact sum of two bf16 ones.
+  __device__ static void split(uint32_t values, uint32_t& high, uint32_t& low) {
+    high = low = 0;
+#pragma unroll
+    for (int i = 0; i < 32; i += 16) {
+      const float whole = Half::to_float(static_cast<uint16_t>(values >> i));
+      const uint16_t rounded = BFloat::from_float(whole);
+      high |= static_cast<uint32_t>(rounded) << i;
+      low |= static_cast<uint32_t>(BFloat::from_float(whole - BFloat::to_float(rounded))) << i;
+    }
   }
 
   const GemmArgs& args_;

@@ -82,32 +82,31 @@ class XPlanes {
   __device__ void load() const {
     const int end = min(place_.block_end * kBlockInputs, args_.columns);
     const int eights = (end - place_.input_begin) / 8;
-#pragma unroll 1
-    for (int octet = 0; octet < kOctets; ++octet) {
-      char* plane = shared_ + octet * plane_bytes_;
-      for (int eight = threadIdx.x; eight < eights; eight += blockDim.x) {
-        uint4 v[8];
+#pragma unroll 2
+    for (int job = threadIdx.x; job < kOctets * eights; job += blockDim.x) {
+      const int octet = kOctets == 1 ? 0 : job / eights, eight = job - octet * eights;
+      const uint16_t* from = args_.x + static_cast<int64_t>(octet) * 8 * args_.columns +
+                             place_.input_begin + eight * 8;
+      uint4 v[8];
 #pragma unroll
-        for (int m = 0; m < 8; ++m) {
-          const int row = octet * 8 + m;
-          v[m] = make_uint4(0, 0, 0, 0);
-          if (row < args_.batch) {
-            v[m] = load16_in_order(args_.x + static_cast<int64_t>(row) * args_.columns +
-                                   place_.input_begin + eight * 8);
-          }
-        }
-#pragma unroll
-        for (int k = 0; k < 8; ++k) {
-          const uint32_t select = k % 2 == 0 ? 0x5410 : 0x7632;
-          uint4 out;
-          out.x = __byte_perm(word(v[0], k / 2), word(v[1], k / 2), select);
-          out.y = __byte_perm(word(v[2], k / 2), word(v[3], k / 2), select);
-          out.z = __byte_perm(word(v[4], k / 2), word(v[5], k / 2), select);
-          out.w = __byte_perm(word(v[6], k / 2), word(v[7], k / 2), select);
-          *reinterpret_cast<uint4*>(plane + unit_of_input(eight * 8 + k) * 16) = out;
-        }
+      for (int m = 0; m < 8; ++m) {
+        v[m] = make_uint4(0, 0, 0, 0);
+        if (octet * 8 + m < args_.batch) v[m] = load16_in_order(from + static_cast<int64_t>(m) * args_.columns);
       }
-      if (threadIdx.x == 0) *reinterpret_cast<uint4*>(plane + zero_unit_ * 16) = make_uint4(0, 0, 0, 0);
+      char* plane = shared_ + octet * plane_bytes_;
+#pragma unroll
+      for (int k = 0; k < 8; ++k) {
+        const uint32_t select = k % 2 == 0 ? 0x5410 : 0x7632;
+        uint4 out;
+        out.x = __byte_perm(word(v[0], k / 2), word(v[1], k / 2), select);
+        out.y = __byte_perm(word(v[2], k / 2), word(v[3], k / 2), select);
+        out.z = __byte_perm(word(v[4], k / 2), word(v[5], k / 2), select);
+        out.w = __byte_perm(word(v[6], k / 2), word(v[7], k / 2), select);
+        *reinterpret_cast<uint4*>(plane + unit_of_input(eight * 8 + k) * 16) = out;
+      }
+    }
+    if (threadIdx.x < kOctets) {
+      *reinterpret_cast<uint4*>(shared_ + threadIdx.x * plane_bytes_ + zero_unit_ * 16) = make_uint4(0, 0, 0, 0);
     }
   }
 
