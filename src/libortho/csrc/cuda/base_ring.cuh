@@ -66,7 +66,7 @@ class BaseRing {
   // committed in any case.
   __device__ void fetch() {
     __syncwarp();
-    if (tile_ < args_.tile_count && block_ < block_end_) {
+    if (tile_ < args_.tile_count && block_ < block_end_ && !args_.streams_only) {
       if constexpr (kWhole) {
         const uint32_t* words = words_ + static_cast<int64_t>(unit_) * (kBlockSteps * kStepWords);
 #pragma unroll

@@ -1,5 +1,7 @@
 #include "dual_gemm.cuh"
 
+#include "dequantize.cuh"
+
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -111,26 +113,9 @@ Problem problem_of(const BaseLayer& base, int64_t m) {
 
 bool misaligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 != 0; }
 
-}  // namespace
-
-int64_t orth_cuda_counters(int64_t rows) { return tile_count(rows); }
-
-int64_t orth_cuda_parts_bytes(const BaseLayer& base, int64_t m) {
-  int index = 0;
-  const DeviceInfo* info = nullptr;
-  if (current_device(&index, &info) != cudaSuccess) return -1;
-  int64_t bytes = 0;
-  for (int64_t rows : {std::min<int64_t>(m, kFusedRows), m % kFusedRows}) {
-    if (rows == 0) continue;
-    const Problem problem = problem_of(base, rows);
-    bytes = std::max(bytes, parts_bytes(problem, plan_launch(problem, info->device)));
-  }
-  return bytes;
-}
-
-const char* orth_layer_forward_cuda(const BaseLayer& base, const Stream* streams, int64_t stream_count,
-                                    const void* x, DType x_type, int64_t m, void* y,
-                                    const CudaWorkspace& workspace, void* stream) {
+const char* forward(const BaseLayer& base, bool streams_only, const Stream* streams,
+                    int64_t stream_count, const void* x, DType x_type, int64_t m, void* y,
+                    const CudaWorkspace& workspace, void* stream) {
   if (x_type != DType::kFloat16 && x_type != DType::kBFloat16) return "x must be float16 or bfloat16";
   if (stream_count > kMostStreams) return "at most 8 streams fit one launch";
   if (misaligned(x) || misaligned(base.tiles) || misaligned(base.scales)) {
@@ -162,6 +147,7 @@ const char* orth_layer_forward_cuda(const BaseLayer& base, const Stream* streams
     args.x_stride = static_cast<int>(plan.x_stride);
     args.x_bytes = static_cast<int>(plan.x_bytes);
     args.stage_bytes = static_cast<int>(plan.stage_bytes);
+    args.streams_only = streams_only;
     args.bfloat_scales = base.scale_type == DType::kBFloat16;
     args.stream_count = static_cast<int>(stream_count);
     for (int64_t s = 0; s < stream_count; ++s) {
@@ -176,6 +162,48 @@ const char* orth_layer_forward_cuda(const BaseLayer& base, const Stream* streams
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
   return nullptr;
+}
+
+}  // namespace
+
+int64_t orth_cuda_counters(int64_t rows) { return tile_count(rows); }
+
+int64_t orth_cuda_parts_bytes(const BaseLayer& base, int64_t m) {
+  int index = 0;
+  const DeviceInfo* info = nullptr;
+  if (current_device(&index, &info) != cudaSuccess) return -1;
+  int64_t bytes = 0;
+  for (int64_t rows : {std::min<int64_t>(m, kFusedRows), m % kFusedRows}) {
+    if (rows == 0) continue;
+    const Problem problem = problem_of(base, rows);
+    bytes = std::max(bytes, parts_bytes(problem, plan_launch(problem, info->device)));
+  }
+  return bytes;
+}
+
+const char* orth_layer_forward_cuda(const BaseLayer& base, const Stream* streams, int64_t stream_count,
+                                    const void* x, DType x_type, int64_t m, void* y,
+                                    const CudaWorkspace& workspace, void* stream) {
+  return forward(base, false, streams, stream_count, x, x_type, m, y, workspace, stream);
+}
+
+const char* orth_streams_forward_cuda(const BaseLayer& base, const Stream* streams, int64_t stream_count,
+                                      const void* x, DType x_type, int64_t m, void* y,
+                                      const CudaWorkspace& workspace, void* stream) {
+  return forward(base, true, streams, stream_count, x, x_type, m, y, workspace, stream);
+}
+
+const char* orth_dequantize_cuda(const BaseLayer& base, DType w_type, void* w, void* stream) {
+  if (w_type != DType::kFloat16 && w_type != DType::kBFloat16) return "w must be float16 or bfloat16";
+  const dim3 grid(static_cast<unsigned>(ceil_div(base.columns / kTileInputs, kDequantizeColumns)),
+                  static_cast<unsigned>(tile_count(base.rows)));
+  const auto run = w_type == DType::kFloat16 ? dequantize<Half> : dequantize<BFloat>;
+  run<<<grid, kDequantizeThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+      base.tiles, static_cast<const uint16_t*>(base.scales), base.scale_type == DType::kBFloat16,
+      static_cast<int>(base.rows), static_cast<int>(base.columns), static_cast<int>(base.group_size),
+      static_cast<uint16_t*>(w));
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 }  // namespace orth

@@ -28,9 +28,16 @@ class DualGemm {
     for (int i = 0; i < kStages; ++i) ring_.fetch();
     wait_for_previous();
     let_next_start();
-    x_.load();
-    streams_.load(ring_.first_tile(), ring_.tile_step(), args_.rounds);
+    const auto alpha = streams_.read_alpha();
+    if (!args_.streams_only) x_.load();
+    streams_.put_alpha(alpha);
     __syncthreads();
+    if (args_.stream_count > 0) streams_.open(ring_.first_tile(), ring_.tile_step(), args_.rounds);
+    if (args_.streams_only) {
+      if (!streams_.any_open()) return;
+      x_.load();
+      __syncthreads();
+    }
     Cursor now = ring_.begin();
     int round = 0;
     for (int tile = ring_.first_tile(); tile < args_.tile_count; tile += ring_.tile_step(), ++round) {
@@ -40,7 +47,7 @@ class DualGemm {
       float total[kOctets][2][4] = {};
       for (int i = 0; i < ring_.per_tile(); ++i) {
         ring_.wait();
-        if (now.block < place_.block_end) multiply(now, total);
+        if (now.block < place_.block_end && !args_.streams_only) multiply(now, total);
         ring_.fetch();
         ring_.advance(now);
       }
@@ -129,7 +136,13 @@ class DualGemm {
 
   __device__ void store(int m, int tile, int row, float value) const {
     const int n = tile * 32 + row;
-    if (n < args_.rows) args_.y[static_cast<int64_t>(m) * args_.rows + n] = Type::from_float(value);
+    if (n >= args_.rows) return;
+    uint16_t& y = args_.y[static_cast<int64_t>(m) * args_.rows + n];
+    if (args_.streams_only) {
+      if (!streams_.opens(m)) return;
+      value += Type::to_float(y);
+    }
+    y = Type::from_float(value);
   }
 
   __device__ float* part(int panel, int tile) const {

@@ -24,6 +24,7 @@ struct GemmArgs {
   int panels, blocks_per_panel, rounds;
   int x_stride, x_bytes, stage_bytes;  // bytes
   bool bfloat_scales;
+  bool streams_only;  // y += the streams, without the base
   int stream_count;
   StreamView streams[kMostStreams];
 };

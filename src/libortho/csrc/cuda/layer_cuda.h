@@ -32,4 +32,14 @@ const char* orth_layer_forward_cuda(const BaseLayer& base, const Stream* streams
                                     const void* x, DType x_type, int64_t m, void* y,
                                     const CudaWorkspace& workspace, void* stream);
 
+// The parts from which a caller with a fast matmul of its own composes large batches.
+
+// w [N, K] in w_type (fp16 or bf16), each weight code * scale rounded once.
+const char* orth_dequantize_cuda(const BaseLayer& base, DType w_type, void* w, void* stream);
+
+// y [M, N] += the streams, on the rows that open any; base gives the shapes alone.
+const char* orth_streams_forward_cuda(const BaseLayer& base, const Stream* streams, int64_t stream_count,
+                                      const void* x, DType x_type, int64_t m, void* y,
+                                      const CudaWorkspace& workspace, void* stream);
+
 }  // namespace orth

@@ -32,18 +32,37 @@ class StreamSums {
   __device__ StreamSums(const GemmArgs& args, const Place& place, const X& x, float* alpha, int* bounds)
       : args_(args), place_(place), x_(x), alpha_(alpha), bounds_(bounds) {}
 
-  // The thread block fetches alpha and bounds; true of `open` only after the next __syncthreads.
-  __device__ void load(int tile_begin, int tile_step, int rounds) {
-    rounds_ = rounds;
-    const int places = kSharedTiles ? 1 : place_.warps;
-    for (int s = 0; s < args_.stream_count; ++s) {
-      for (int m = threadIdx.x; m < args_.batch; m += blockDim.x) {
-        alpha_[s * args_.batch + m] = load_in_order(args_.streams[s].alpha + m);
+  // alpha on its way: read before x, put down after it, so that the two waits are one.
+  struct AlphaRead {
+    float value[kMostStreams * kFusedRows / (32 * kWarps / 2)];
+  };
+
+  __device__ AlphaRead read_alpha() const {
+    AlphaRead read{};
+    int i = 0;
+#pragma unroll
+    for (float& value : read.value) {
+      const int at = threadIdx.x + i++ * static_cast<int>(blockDim.x);
+      if (at < args_.stream_count * args_.batch) {
+        value = load_in_order(args_.streams[at / args_.batch].alpha + at % args_.batch);
       }
     }
-    open_ = 0;
-    if (args_.stream_count == 0) return;
-    __syncthreads();
+    return read;
+  }
+
+  __device__ void put_alpha(const AlphaRead& read) const {
+    int i = 0;
+#pragma unroll
+    for (const float& value : read.value) {
+      const int at = threadIdx.x + i++ * static_cast<int>(blockDim.x);
+      if (at < args_.stream_count * args_.batch) alpha_[at] = value;
+    }
+  }
+
+  // After a __syncthreads: which streams are open, and for those the bounds of this place's tiles. All
+  // threads of the thread block agree on what is open.
+  __device__ void open(int first_tile, int tile_step, int rounds) {
+    rounds_ = rounds;
     for (int s = 0; s < args_.stream_count; ++s) {
       bool any = false;
       for (int m = place_.lane; m < args_.batch; m += 32) any = any || alpha_[s * args_.batch + m] != 0.0f;
@@ -51,22 +70,30 @@ class StreamSums {
     }
     if (open_ == 0) return;
     const int slices = (args_.rows + kSliceRows - 1) / kSliceRows;
-    // tile_begin is the warp's own where warps have tiles of their own.
+    const int places = kSharedTiles ? 1 : place_.warps;
     const int stride = kSharedTiles ? static_cast<int>(blockDim.x) : 32;
     const int first = kSharedTiles ? static_cast<int>(threadIdx.x) : place_.lane;
     for (int s = 0; s < args_.stream_count; ++s) {
       if (!(open_ >> s & 1)) continue;
       for (int i = first; i < rounds * 3; i += stride) {
-        const int tile = tile_begin + i / 3 * tile_step, slice = 2 * tile + i % 3;
+        const int tile = first_tile + i / 3 * tile_step, slice = 2 * tile + i % 3;
         if (tile < args_.tile_count) {
-          bounds_[(s * rounds + i / 3) * places * 3 + (kSharedTiles ? 0 : place_.warp * 3) + i % 3] =
+          bounds_[((s * rounds + i / 3) * places + (kSharedTiles ? 0 : place_.warp)) * 3 + i % 3] =
               __ldg(args_.streams[s].slice_ptr + (slice < slices ? slice : slices));
         }
       }
     }
+    __syncthreads();
   }
 
   __device__ bool any_open() const { return open_ != 0; }
+
+  // Whether row m opens any stream.
+  __device__ bool opens(int m) const {
+    bool any = false;
+    for (int s = 0; s < args_.stream_count; ++s) any = any || alpha_[s * args_.batch + m] != 0.0f;
+    return any;
+  }
 
   // Before the tile's base: asks for the whole share, and loads its beginning.
   __device__ void begin_tile(int round, Ahead& ahead) const {
