@@ -1,4 +1,5 @@
-"""Builds the native CPU library where a compiler and torch are at hand; else a pure package.
+"""Builds the native CPU library where a compiler and torch are at hand, else a pure package; the
+CUDA one too where nvcc and a torch with CUDA are.
 
 A pure package compiles the same sources on first use (``libortho.ops``). pip hides torch from
 isolated builds: ``pip install --no-build-isolation .`` packages the library.
@@ -29,7 +30,7 @@ class BuildNative(build_ext):
     def build_extension(self, extension):
         library = Path(self.get_ext_fullpath(extension.name))
         try:
-            build.build(library, Path(torch.origin).parent)
+            build.build(library, Path(torch.origin).parent, cuda=extension.name.endswith("_cuda"))
         except build.BuildError as error:
             raise CompileError(f"{error}; the package will compile it on first use") from error
 
@@ -41,8 +42,21 @@ def native():
         print("libortho: its kernels are compiled on first use. To package them instead:")
         print("libortho: pip install --no-build-isolation .")
         return []
-    sources = [f"src/libortho/csrc/{unit}" for unit in build.UNITS]
-    return [Extension("libortho._native", sources, py_limited_api=True, optional=True)]
+    found = [("libortho._native", build.UNITS)]
+    obstacle = build.cuda_obstacle(Path(torch.origin).parent)
+    if obstacle is None:
+        found.append(("libortho._native_cuda", build.CUDA_UNITS))
+    else:
+        print(f"libortho: no CUDA library: {obstacle}")
+    return [
+        Extension(
+            name,
+            [f"src/libortho/csrc/{unit}" for unit in units],
+            py_limited_api=True,
+            optional=True,
+        )
+        for name, units in found
+    ]
 
 
 setup(

@@ -111,12 +111,13 @@ def inspect_verb(
 def doctor_verb(json: Json = False) -> None:
     """Say which backend runs here and why, and which versions are installed."""
     try:
-        backend = ops.backend()
+        backend, cuda = ops.backend(), ops.cuda_backend()
         found: dict[str, object] = {
             "backend": backend.name,
             "isa": backend.isa,
             "reason": backend.reason,
             "library": str(backend.library) if backend.library else None,
+            "cuda_backend": f"{cuda.name} ({cuda.isa}): {cuda.reason}",
         }
     except BackendUnavailable as error:
         found = {"backend": None, "reason": str(error)}
@@ -135,7 +136,7 @@ def doctor_verb(json: Json = False) -> None:
     lines += [
         f"{name}: {value}"
         for name, value in found.items()
-        if name in ("library", "threads", "cuda")
+        if name in ("library", "cuda_backend", "threads", "cuda")
     ]
     lines += [f"{name} {value}" for name, value in versions.items()]
     emit(found, json, "\n".join(lines))

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from libortho.layout import BaseTiles, OrthoTiles
-from libortho.ops.loading import Backend, backend, is_loaded
+from libortho.ops.loading import Backend, backend, cuda_backend, is_loaded
 
 __all__ = [
     "Backend",
     "add_streams",
     "backend",
+    "cuda_backend",
     "dense_route_calls",
     "dual_linear",
     "native_op_calls",
@@ -99,10 +100,16 @@ def add_streams(
 
 
 def native_op_calls() -> int:
-    """Forward calls that entered the native function since the library was loaded."""
-    return int(torch.ops.libortho.native_op_calls()) if backend().name == "native" else 0
+    """Forward calls that entered a native function, CPU or CUDA, since it was loaded."""
+    calls = int(torch.ops.libortho.native_op_calls()) if backend().name == "native" else 0
+    if cuda_backend().name == "native":
+        calls += int(torch.ops.libortho.cuda_op_calls())
+    return calls
 
 
 def dense_route_calls() -> int:
     """Those of them that dequantised the base once and used torch's matmul (large batches)."""
-    return int(torch.ops.libortho.dense_route_calls()) if backend().name == "native" else 0
+    calls = int(torch.ops.libortho.dense_route_calls()) if backend().name == "native" else 0
+    if cuda_backend().name == "native":
+        calls += int(torch.ops.libortho.cuda_dense_calls())
+    return calls

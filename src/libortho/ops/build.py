@@ -1,4 +1,4 @@
-"""Compiling the native library: sources, flags and the key that names a build.
+"""Compiling the native libraries, CPU and CUDA: sources, flags and the key that names a build.
 
 Imports nothing of libortho and nothing but the standard library, so that ``setup.py`` runs it too.
 """
@@ -43,6 +43,14 @@ UNIT_FLAGS = {
     "cpu/avx512.cpp": _AVX512,
     "cpu/avx512bf16.cpp": (*_AVX512, "-mavx512bf16"),
 }
+CUDA_UNITS = ("cuda/dual_gemm.cu", "torch/binding_cuda.cpp")
+NVCC_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    "-gencode=arch=compute_80,code=[sm_80,compute_80]",
+    "-gencode=arch=compute_90a,code=sm_90a",
+)
 _log = logging.getLogger(__name__)
 _MARK = "libortho-source-key:"
 
@@ -59,27 +67,50 @@ def compiler() -> str | None:
     return None
 
 
-def source_key() -> str:
+def nvcc() -> str | None:
+    """CUDA's compiler: in ``$CUDA_HOME``, on the path, in /usr/local/cuda, else None."""
+    home = os.environ.get("CUDA_HOME")
+    for name in (f"{home}/bin/nvcc" if home else None, "nvcc", "/usr/local/cuda/bin/nvcc"):
+        if name and (found := shutil.which(name)):
+            return found
+    return None
+
+
+def cuda_obstacle(torch_root: Path) -> str | None:
+    """Why the CUDA library cannot be built against this torch, None if it can."""
+    if not (torch_root / "lib" / "libtorch_cuda.so").exists():
+        return "this torch is built without CUDA"
+    if nvcc() is None:
+        return "no nvcc found: install the CUDA toolkit, or set CUDA_HOME"
+    return None
+
+
+def source_key(*, cuda: bool = False) -> str:
     """sha256 of every source file and flag: two builds with one key have the same code."""
-    digest = hashlib.sha256(repr((UNITS, FLAGS, sorted(UNIT_FLAGS.items()))).encode())
+    flags: tuple[object, ...] = (UNITS, FLAGS, sorted(UNIT_FLAGS.items()))
+    if cuda:
+        flags = (CUDA_UNITS, FLAGS, NVCC_FLAGS)
+    digest = hashlib.sha256(repr(flags).encode())
+    suffixes = {".h", ".cpp", ".cu", ".cuh"} if cuda else {".h", ".cpp"}
     for path in sorted(SOURCES.rglob("*")):
-        if path.suffix in {".h", ".cpp"}:
+        if path.suffix in suffixes:
             digest.update(path.relative_to(SOURCES).as_posix().encode() + b"\0")
             digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def matches_sources(library: Path) -> bool:
+def matches_sources(library: Path, *, cuda: bool = False) -> bool:
     """Whether ``library`` was built from the sources that lie here now."""
-    return (_MARK + source_key()).encode() in library.read_bytes()
+    return (_MARK + source_key(cuda=cuda)).encode() in library.read_bytes()
 
 
-def build(output: Path, torch_root: Path) -> None:
-    """Compiles the library.
+def build(output: Path, torch_root: Path, *, cuda: bool = False) -> None:
+    """Compiles the CPU library, or the CUDA one.
 
     Args:
         output: the shared library to write; it appears whole or not at all.
         torch_root: the directory of the installed ``torch`` package.
+        cuda: which of the two.
 
     Raises:
         BuildError: no compiler, or it failed; the message holds its first error.
@@ -87,6 +118,9 @@ def build(output: Path, torch_root: Path) -> None:
     cxx = compiler()
     if cxx is None:
         raise BuildError("no C++ compiler found: install g++, or set CXX")
+    obstacle = cuda_obstacle(torch_root) if cuda else None
+    if obstacle is not None:
+        raise BuildError(obstacle)
     output = output.resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
     include = torch_root / "include"
@@ -94,19 +128,28 @@ def build(output: Path, torch_root: Path) -> None:
         mark = Path(scratch) / "key.cpp"
         mark.write_text(
             'extern "C" __attribute__((used, visibility("default"))) '
-            f'const char libortho_source_key[] = "{_MARK}{source_key()}";\n'
+            f'const char libortho_source_key[] = "{_MARK}{source_key(cuda=cuda)}";\n'
         )
         jobs = []
-        for unit in (*UNITS, str(mark)):
-            extra = UNIT_FLAGS.get(unit, ()) if platform.machine() in {"x86_64", "AMD64"} else ()
+        for unit in (*(CUDA_UNITS if cuda else UNITS), str(mark)):
             target = Path(scratch) / (Path(unit).stem + ".o")
-            command = [cxx, *FLAGS, *extra, "-isystem", str(include), "-c", str(SOURCES / unit)]
-            jobs.append([*command, "-o", str(target)])
+            if unit.endswith(".cu"):
+                command = [str(nvcc()), *NVCC_FLAGS, f"-ccbin={cxx}"]
+            else:
+                x86 = platform.machine() in {"x86_64", "AMD64"}
+                extra = UNIT_FLAGS.get(unit, ()) if x86 else ()
+                command = [cxx, *FLAGS, *extra, "-isystem", str(include)]
+                command += ["-DUSE_CUDA"] if cuda else []
+            jobs.append([*command, "-c", str(SOURCES / unit), "-o", str(target)])
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             list(pool.map(_run, jobs))
         whole = Path(scratch) / output.name
         objects = [job[-1] for job in jobs]
         libraries = ["-L", str(torch_root / "lib"), "-ltorch_cpu", "-ltorch"]
+        if cuda:
+            toolkit = Path(str(nvcc())).resolve().parent.parent
+            runtime = ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+            libraries += ["-ltorch_cuda", "-L", str(toolkit / "lib64"), *runtime]
         _run([cxx, "-shared", "-o", str(whole), *objects, *libraries])
         whole.replace(output)
 

@@ -130,7 +130,7 @@ inline double cost(const Problem& p, const Device& d, const LaunchPlan& plan) {
   }
   const bool hands_over = plan.panels > 1;
   const double parts = tiles * plan.panels * static_cast<double>(p.batch) / d.processors / 10;
-  return rounds * blocks * step + (hands_over ? parts + 12 : 0);
+  return rounds * blocks * step + (hands_over ? parts + 35 : 0);
 }
 
 inline LaunchPlan cheapest(const Problem& p, const Device& d, bool gather) {
