@@ -19,6 +19,7 @@ constexpr int kGatherRows = 4;       // up to here x stays as it lies and stream
 constexpr int kSharedTileRows = 16;  // up to here a thread block's warps share a tile
 constexpr int kWarps = 8;  // of a thread block
 constexpr int kMostStreams = 8;  // of one launch
+constexpr int kMostRounds = 8;   // tiles for one place; more tiles take more thread blocks
 constexpr int64_t kScaleBytes = 256;  // a warp's copy of one group's scales: four for each lane
 
 // Blocks of weights in flight for each warp: as many as leave room for two thread blocks where
@@ -48,6 +49,7 @@ struct LaunchPlan {
   int panels;
   int blocks_per_panel;  // thread blocks
   int rounds;            // tiles that the busiest place takes
+  int turns;             // tiles that a processor's slot takes, one thread block after another
   int64_t x_stride;      // gather: bytes from one row of x to the next in shared memory
   int64_t x_bytes;
   int64_t stage_bytes;
@@ -102,8 +104,9 @@ inline LaunchPlan with_panels(const Problem& p, const Device& d, int64_t panels,
   const int64_t fit = (plan.shared_bytes + 2048) * 2 <= d.processor_shared_bytes ? 2 : 1;
   const int64_t slots = d.processors * fit / panels > 0 ? d.processors * fit / panels : 1;
   const int64_t at_once = plan.shared_tiles ? slots : slots * plan.warps;
-  const int64_t rounds = ceil_div(tiles, at_once);
-  const int64_t wanted = ceil_div(tiles, rounds);
+  const int64_t turns = ceil_div(tiles, at_once);
+  const int64_t wanted = ceil_div(tiles, turns < kMostRounds ? turns : kMostRounds);
+  plan.turns = static_cast<int>(turns);
   plan.blocks_per_panel =
       static_cast<int>(plan.shared_tiles ? wanted : ceil_div(wanted, plan.warps));
   const int64_t places = plan.blocks_per_panel * int64_t{plan.shared_tiles ? 1 : plan.warps};
@@ -117,7 +120,7 @@ inline LaunchPlan with_panels(const Problem& p, const Device& d, int64_t panels,
 // weights of the terms are measured on an H200.
 inline double cost(const Problem& p, const Device& d, const LaunchPlan& plan) {
   const double tiles = static_cast<double>(tile_count(p.rows));
-  const double rounds = plan.rounds;
+  const double rounds = plan.turns;
   const double blocks = static_cast<double>(ceil_div(block_count(p.columns), plan.panels));
   const int grid = plan.blocks_per_panel * plan.panels;
   // Places at work in each processor that has any.

@@ -1,0 +1,222 @@
+// Runs the CUDA kernel's own source on the CPU, lane by lane, against float64; its index arithmetic too.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <set>
+#include <vector>
+
+#include "cuda/dual_gemm.cuh"
+#include "random_layer.h"
+
+namespace {
+
+using namespace orth;
+
+int failures = 0;
+
+void expect(bool good, const char* what, int64_t a = 0, int64_t b = 0, double figure = 0) {
+  if (good) return;
+  ++failures;
+  std::printf("FAILED %s (%ld, %ld) %g\n", what, static_cast<long>(a), static_cast<long>(b), figure);
+}
+
+// A copy that 16-byte loads can take.
+template <typename T>
+struct Aligned {
+  T* data;
+  explicit Aligned(const std::vector<T>& from) {
+    data = static_cast<T*>(std::aligned_alloc(64, from.size() * sizeof(T) / 64 * 64 + 64));
+    std::copy(from.begin(), from.end(), data);
+  }
+  Aligned(const Aligned&) = delete;
+  ~Aligned() { std::free(data); }
+};
+
+// A product's operands meet: every input of a step once, the same on both sides, no bank met twice.
+void check_fragments() {
+  std::set<int> rows, inputs, places, units;
+  for (int block = 0; block < 2; ++block) {
+    for (int row = 0; row < 16; ++row) rows.insert(tile_row(block, row));
+  }
+  for (int product = 0; product < 2; ++product) {
+    for (int slot = 0; slot < 16; ++slot) inputs.insert(step_input(product, slot));
+  }
+  expect(rows.size() == 32 && *rows.rbegin() == 31, "tile rows");
+  expect(inputs.size() == 32 && *inputs.rbegin() == 31, "step inputs");
+  for (int first = 0; first < 32; first += 8) {
+    std::set<int> reads, writes;
+    for (int lane = first; lane < first + 8; ++lane) {
+      places.insert(chunk_place(lane / 4, lane % 4));
+      reads.insert(chunk_place(lane / 4, lane % 4) % 8);
+      writes.insert(chunk_place(lane % 8, lane / 8) % 8);
+    }
+    expect(reads.size() == 8 && writes.size() == 8, "chunks meet a bank twice", first);
+    for (int step = 0; step < 4; ++step) {
+      std::set<int> banks;
+      for (int lane = first; lane < first + 8; ++lane) banks.insert(unit_of_input(32 * step + ldmatrix_input(lane)) % 8);
+      expect(banks.size() == 8, "units meet a bank twice", first, step);
+    }
+  }
+  expect(places.size() == 32 && *places.rbegin() == 31, "chunk places");
+  for (int input = 0; input < 128; ++input) units.insert(unit_of_input(input));
+  expect(units.size() == 128 && *units.rbegin() == 127, "units");
+  std::set<int> paired;
+  for (int input = 0; input < 8; ++input) paired.insert(place_in_pairs(input));
+  expect(paired.size() == 8 && place_in_pairs(4) == 1 && place_in_pairs(8) == 8, "pairs");
+}
+
+// Every plan covers every tile and block once and fits the device.
+void check_plans() {
+  const Device devices[] = {{132, 232448, 233472}, {108, 166912, 167936}, {16, 101376, 102400}};
+  bench::Random random(3);
+  for (int i = 0; i < 3000; ++i) {
+    const int64_t group = int64_t{32} << random.bits() % 3;
+    const Problem p{static_cast<int64_t>(1 + random.bits() % (i % 2 ? 70000 : 300)),
+                    std::min<int64_t>(group * static_cast<int64_t>(1 + random.bits() % (i % 3 ? 40 : 2000)), kMaxColumns / group * group),
+                    group, static_cast<int64_t>(1 + random.bits() % kFusedRows)};
+    const Device& d = devices[i % 3];
+    const LaunchPlan plan = plan_launch(p, d);
+    expect(plan.panels >= 1 && plan.shared_bytes <= d.shared_bytes, "plan fits", p.rows, p.columns);
+    expect(8 * plan.octets >= p.batch && plan.warps >= 1, "plan holds the batch", p.batch);
+    const int64_t places = plan.blocks_per_panel * int64_t{plan.shared_tiles ? 1 : plan.warps};
+    expect(places * plan.rounds >= tile_count(p.rows), "rounds reach every tile", p.rows, p.batch);
+    const int blocks = static_cast<int>(block_count(p.columns));
+    for (int panel = 0; panel < plan.panels; ++panel) {
+      const int begin = part_begin(blocks, panel, plan.panels), end = part_begin(blocks, panel + 1, plan.panels);
+      expect(begin < end || blocks < plan.panels, "an empty panel", blocks, plan.panels);
+      if (!plan.gather) {
+        expect((end - begin) * kBlockInputs + 8 <= plane_units(p.columns, plan.panels), "a panel fits its plane", panel);
+      }
+    }
+    expect(part_begin(blocks, 0, plan.panels) == 0 && part_begin(blocks, plan.panels, plan.panels) == blocks, "panels cover");
+  }
+}
+
+// The two decodings, over every nibble at every place.
+template <typename Type>
+void check_decode() {
+  for (int code = -8; code < 8; ++code) {
+    for (int place = 0; place < 8; ++place) {
+      uint32_t pair[4];
+      Type::decode(static_cast<uint32_t>(code & 15) << (4 * place), pair);
+      const float got = Type::to_float(static_cast<uint16_t>(pair[place % 4] >> (place / 4 * 16)));
+      expect(got == static_cast<float>(code) * Type::kDecodedUnit, "decode", code, place, got);
+    }
+  }
+}
+
+template <typename Type, int kOctets, bool kGather, bool kSharedTiles>
+void launch(const GemmArgs& args, const LaunchPlan& plan) {
+  for (int panel = plan.panels - 1; panel >= 0; --panel) {
+    for (int block = 0; block < plan.blocks_per_panel; ++block) {
+      emulated::run_block(block, panel, 32 * plan.warps, static_cast<size_t>(plan.shared_bytes), [&](char* shared) {
+        if (args.group_size == kBlockInputs) {
+          DualGemm<Type, kOctets, kGather, kSharedTiles, true>(args, shared).run();
+        } else {
+          DualGemm<Type, kOctets, kGather, kSharedTiles, false>(args, shared).run();
+        }
+      });
+    }
+  }
+}
+
+template <typename Type>
+void launch_type(const GemmArgs& args, const LaunchPlan& plan) {
+  if (plan.gather) return launch<Type, 1, true, true>(args, plan);
+  switch (plan.octets) {
+    case 1: return launch<Type, 1, false, true>(args, plan);
+    case 2: return launch<Type, 2, false, true>(args, plan);
+    case 4: return launch<Type, 4, false, false>(args, plan);
+    default: return launch<Type, 8, false, false>(args, plan);
+  }
+}
+
+template <typename Type>
+void check_layer(int n, int k, int group, int m, double density, int processors) {
+  const bench::HostLayer layer(n, k, group, 3);
+  bench::HostStream streams[] = {layer.stream(density, 1), layer.stream(density / 3, 2)};
+  const Problem problem{n, k, group, m};
+  const LaunchPlan plan = plan_launch(problem, {processors, 232448, 233472});
+  bench::Random random(5);
+  std::vector<uint16_t> x, y(static_cast<size_t>(m) * n, 0x7fff);
+  std::vector<double> wide;
+  for (int i = 0; i < m * k; ++i) {
+    x.push_back(Type::from_float(static_cast<float>(random.normal())));
+    wide.push_back(Type::to_float(x.back()));
+  }
+  std::vector<int> counters(static_cast<size_t>(tile_count(n)), 0);
+  std::vector<float> parts(static_cast<size_t>(parts_bytes(problem, plan) / 4 + 4), NAN), alpha;
+  for (int i = 0; i < 2 * m; ++i) alpha.push_back(i % 3 == 0 ? 0.0f : i % 3 == 1 ? 0.5f : 1.0f);
+  const Aligned tiles(layer.tiles);
+  const Aligned scales(layer.scales), rows(x);
+  const Aligned<float> aligned_parts(parts);
+  GemmArgs args{};
+  args.tiles = tiles.data, args.scales = scales.data, args.x = rows.data, args.y = y.data();
+  args.counters = counters.data(), args.parts = aligned_parts.data;
+  args.rows = n, args.columns = k, args.group_size = group, args.batch = m;
+  args.tile_count = static_cast<int>(tile_count(n));
+  args.panels = plan.panels, args.blocks_per_panel = plan.blocks_per_panel, args.rounds = plan.rounds;
+  args.x_stride = static_cast<int>(plan.x_stride), args.x_bytes = static_cast<int>(plan.x_bytes);
+  args.stage_bytes = static_cast<int>(plan.stage_bytes);
+
+  launch_type<Type>(args, plan);
+  const std::vector<uint16_t> alone = y;
+  args.stream_count = 2;
+  for (int s = 0; s < 2; ++s) {
+    args.streams[s] = {streams[s].slice_ptr.data(), streams[s].columns.data(), streams[s].values.data(), alpha.data() + s * m};
+  }
+  launch_type<Type>(args, plan);
+  const std::vector<uint16_t> whole = y;
+  const double unit = Type::kIsBFloat ? 0x1p-8 : 0x1p-11;
+  for (int i = 0; i < m; ++i) {
+    for (int j = 0; j < n; ++j) {
+      bench::Exact exact = bench::base_dot(layer, wide.data() + int64_t{i} * k, j);
+      for (int s = 0; s < 2; ++s) {
+        const bench::Exact more = bench::stream_dot(layer, streams[s], wide.data() + int64_t{i} * k, j);
+        exact.value += alpha[static_cast<size_t>(s * m + i)] * more.value;
+        exact.size += alpha[static_cast<size_t>(s * m + i)] * more.size;
+      }
+      const double steps = static_cast<double>(2 * k + 64) * 0x1p-24;
+      const double bound = steps / (1 - steps) * exact.size + unit * std::fabs(exact.value) + 1e-6;
+      const double error = std::fabs(Type::to_float(whole[static_cast<size_t>(i) * n + j]) - exact.value);
+      expect(error <= bound, "against float64", i, j, error / bound);  // false for NaN
+    }
+  }
+  // Alpha 0 on every row, rubbish behind it: the base alone, bit for bit. Streams alone on top of it.
+  const std::vector<float> closed(static_cast<size_t>(2 * m), 0.0f);
+  const std::vector<int32_t> wild(streams[0].slice_ptr.size(), 1 << 30);
+  for (auto& view : args.streams) view = {wild.data(), nullptr, nullptr, closed.data()};
+  launch_type<Type>(args, plan);
+  expect(y == alone, "alpha 0 is the base", n, m);
+  for (int s = 0; s < 2; ++s) {
+    args.streams[s] = {streams[s].slice_ptr.data(), streams[s].columns.data(), streams[s].values.data(), alpha.data() + s * m};
+  }
+  args.streams_only = true;
+  launch_type<Type>(args, plan);
+  for (size_t i = 0; i < y.size(); ++i) {
+    const float a = Type::to_float(y[i]), b = Type::to_float(whole[i]);
+    const size_t row = i / static_cast<size_t>(n);
+    const bool opens = alpha[row] != 0.0f || alpha[static_cast<size_t>(m) + row] != 0.0f;
+    expect(opens ? std::fabs(a - b) <= 4 * unit * (std::fabs(b) + 0.05f) : y[i] == alone[i], "streams alone",
+           static_cast<int64_t>(i), m, a - b);
+  }
+  for (const int counter : counters) expect(counter == 0, "a counter is left", n, m);
+}
+
+}  // namespace
+
+int main() {
+  check_fragments();
+  check_plans();
+  check_decode<Half>();
+  check_decode<BFloat>();
+  for (const int m : {1, 4, 5, 16, 17, 40}) {
+    check_layer<BFloat>(70, 96, 32, m, 0.2, 6);
+    check_layer<Half>(100, 384, 128, m, 0.1, 6);
+    check_layer<BFloat>(130, 1152, 128, m, 0.05, m % 2 ? 20 : 132);
+  }
+  check_layer<Half>(20, 1088, 64, 8, 0.02, 9);
+  std::printf("%d failures\n", failures);
+  return failures == 0 ? 0 : 1;
+}
