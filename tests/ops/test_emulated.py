@@ -1,4 +1,4 @@
-"""The CUDA kernel's own source, run on the CPU lane by lane: what a GPU run can then find is speed."""
+"""The CUDA kernel's own source, run on the CPU lane by lane; a GPU run can then find only speed."""
 
 from __future__ import annotations
 

@@ -47,6 +47,7 @@ CUDA_UNITS = ("cuda/dual_gemm.cu", "torch/binding_cuda.cpp")
 NVCC_FLAGS = (
     "-std=c++17",
     "-O3",
+    "--threads=0",
     "-Xcompiler=-fPIC,-fvisibility=hidden",
     "-gencode=arch=compute_80,code=[sm_80,compute_80]",
     "-gencode=arch=compute_90a,code=sm_90a",
@@ -145,12 +146,12 @@ def build(output: Path, torch_root: Path, *, cuda: bool = False) -> None:
             list(pool.map(_run, jobs))
         whole = Path(scratch) / output.name
         objects = [job[-1] for job in jobs]
+        link = [cxx, "-shared"]
         libraries = ["-L", str(torch_root / "lib"), "-ltorch_cpu", "-ltorch"]
-        if cuda:
-            toolkit = Path(str(nvcc())).resolve().parent.parent
-            runtime = ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-            libraries += ["-ltorch_cuda", "-L", str(toolkit / "lib64"), *runtime]
-        _run([cxx, "-shared", "-o", str(whole), *objects, *libraries])
+        if cuda:  # nvcc knows where its runtime lies
+            link = [str(nvcc()), "-shared", f"-ccbin={cxx}", "-cudart=static"]
+            libraries.append("-ltorch_cuda")
+        _run([*link, "-o", str(whole), *objects, *libraries])
         whole.replace(output)
 
 
