@@ -12,6 +12,7 @@ from libortho.bench.results import read
 from libortho.experiments.performance import NOT_RUN
 from libortho.records import Record
 from libortho.report import speed
+from recipes import performance_cuda
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = Path("docs/performance.md")
@@ -43,6 +44,8 @@ not touch the stream; a call where all are 0 is the base alone, bit for bit.
 libortho bench --quick --json         # headline ratios at 4096 × 4096, within a minute
 libortho bench                        # shapes × batches × densities × peers
 libortho experiment performance       # whole-model decode, one record
+make -C benchmarks/raw && benchmarks/raw/bench       # CUDA without Python
+python benchmarks/cuda_peers.py --commit HEAD --json out.json
 ```
 """
 
@@ -55,6 +58,8 @@ def page(root: Path) -> str:
             parts.append(_layers(read(path), path.relative_to(root)))
     for path in sorted((root / "records" / "performance").glob("*.json")):
         parts.append(_decoding(records.read(path), path.relative_to(root)))
+    cuda = performance_cuda.section(root)
+    parts += [cuda] if cuda else []
     lines = [f"- {what}: **unmeasured**; `{command}`." for what, command in NOT_RUN.items()]
     parts.append("## Not measured\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
