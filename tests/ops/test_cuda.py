@@ -68,7 +68,8 @@ def test_closed_stream_is_not_read(case: Callable, batch: int, what: float) -> N
     absent = ops.dual_linear(x.cuda(), layer.base, [], torch.zeros(0, batch, device="cuda"))
     streams = []
     for tiles, values in layer.streams:
-        wild = torch.full_like(tiles.slice_ptr, 2**30)
+        # A read of these slots leaves the device's memory, and stops the process.
+        wild = torch.arange(tiles.slice_ptr.numel(), device="cuda", dtype=torch.int32) * 2**26
         rubbish = torch.randint_like(tiles.columns, -32768, 32767)
         broken = OrthoTiles(wild, rubbish, tiles.order, tiles.shape)
         streams.append((broken, torch.full_like(values, what)))

@@ -147,7 +147,7 @@ void check_layer(int n, int k, int group, int m, double density, int processors)
   }
   std::vector<int> counters(static_cast<size_t>(tile_count(n)), 0);
   std::vector<float> parts(static_cast<size_t>(parts_bytes(problem, plan) / 4 + 4), NAN), alpha;
-  for (int i = 0; i < 2 * m; ++i) alpha.push_back(i % 3 == 0 ? 0.0f : i % 3 == 1 ? 0.5f : 1.0f);
+  for (int i = 0; i < 2 * m; ++i) alpha.push_back(i % m % 3 == 0 ? 0.0f : i % 3 == 1 ? 0.5f : 1.0f);
   const Aligned tiles(layer.tiles);
   const Aligned scales(layer.scales), rows(x);
   const Aligned<float> aligned_parts(parts);
@@ -185,13 +185,26 @@ void check_layer(int n, int k, int group, int m, double density, int processors)
   }
   // Alpha 0 on every row, rubbish behind it: the base alone, bit for bit. Streams alone on top of it.
   const std::vector<float> closed(static_cast<size_t>(2 * m), 0.0f);
-  const std::vector<int32_t> wild(streams[0].slice_ptr.size(), 1 << 30);
+  std::vector<int32_t> wild;
+  for (size_t i = 0; i < streams[0].slice_ptr.size(); ++i) wild.push_back(static_cast<int32_t>(64 * i));
   for (auto& view : args.streams) view = {wild.data(), nullptr, nullptr, closed.data()};
   launch_type<Type>(args, plan);
   expect(y == alone, "alpha 0 is the base", n, m);
   for (int s = 0; s < 2; ++s) {
     args.streams[s] = {streams[s].slice_ptr.data(), streams[s].columns.data(), streams[s].values.data(), alpha.data() + s * m};
   }
+  // NaN in an open stream reaches the rows that open it, and no other.
+  const std::vector<uint16_t> rubbish[] = {std::vector<uint16_t>(streams[0].values.size(), 0x7e00),
+                                           std::vector<uint16_t>(streams[1].values.size(), 0x7e00)};
+  for (int s = 0; s < 2; ++s) args.streams[s].values = rubbish[s].data();
+  launch_type<Type>(args, plan);
+  for (int i = 0; i < m; ++i) {
+    if (alpha[static_cast<size_t>(i)] != 0.0f || alpha[static_cast<size_t>(m + i)] != 0.0f) continue;
+    const auto row = static_cast<long>(i) * n;
+    expect(std::equal(y.begin() + row, y.begin() + row + n, alone.begin() + row), "closed row beside NaN", i, m);
+  }
+  y = alone;
+  for (int s = 0; s < 2; ++s) args.streams[s].values = streams[s].values.data();
   args.streams_only = true;
   launch_type<Type>(args, plan);
   for (size_t i = 0; i < y.size(); ++i) {
