@@ -88,6 +88,9 @@ def experiment_verb(
     bases: Annotated[
         list[str] | None, typer.Option("--base", help="Bases of genius, such as absmax3.")
     ] = None,
+    densities: Annotated[
+        list[float] | None, typer.Option("--density", help="Densities of repair (genius).")
+    ] = None,
     texts: Texts = None,
     device: Device = "cpu",
     json: Json = False,
@@ -100,7 +103,18 @@ def experiment_verb(
         raise typer.Exit(STATUS[decoded.verdict])
     made: list[Record] = []
     with shown() as progress:
-        ask = Ask(model, out, members, problems, bases or (), small, text(texts), device, progress)
+        ask = Ask(
+            model,
+            out,
+            members=members,
+            problems=problems,
+            bases=bases or (),
+            densities=densities or (),
+            small=small,
+            text=text(texts),
+            device=device,
+            progress=progress,
+        )
         if name == "all":
             made = run_all(ask, where, seeds=seeds)
             report.render(made, out / "report.html")

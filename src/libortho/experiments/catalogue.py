@@ -30,6 +30,7 @@ class Ask:
         members: canaries; the experiment's own number where None.
         problems: arithmetic problems; the experiment's own number where None.
         bases: how the model is rounded; all of the experiment's ways where empty.
+        densities: of `repair`; the experiment's own where empty.
         small: the reduced plan for two CPU cores.
         text: public text; default the shipped samples.
         device: of training.
@@ -40,6 +41,7 @@ class Ask:
     members: int | None = None
     problems: int | None = None
     bases: Sequence[str] = ()
+    densities: Sequence[float] = ()
     small: bool = False
     text: Text | None = None
     device: str | torch.device = "cpu"
@@ -61,8 +63,8 @@ class Experiment:
 
     Attributes:
         run: makes the record of one seed.
-        takes: which of ``members``, ``problems``, ``base``, ``small`` and ``device`` mean something
-            to it.
+        takes: which of ``members``, ``problems``, ``base``, ``density``, ``small`` and
+            ``device`` mean something to it.
         seeds: run by default.
         missing: raises ConfigError where what it needs is not installed.
         install: the command that mends that.
@@ -84,6 +86,7 @@ class Experiment:
             "members": ask.members,
             "problems": ask.problems,
             "base": ask.bases or None,
+            "density": ask.densities or None,
             "small": ask.small or None,
             "device": None if str(ask.device) == "cpu" else ask.device,
         }
@@ -108,7 +111,9 @@ def _utility(ask: Ask, seed: int) -> list[Record]:
 def _genius(ask: Ask, seed: int) -> list[Record]:
     plan = genius.SMALL if ask.small else genius.FULL
     bases = genius.chosen(ask.bases)
-    plan = replace(plan, problems=ask.problems or plan.problems, bases=bases)
+    densities = tuple(ask.densities) or plan.densities
+    problems = ask.problems or plan.problems
+    plan = replace(plan, problems=problems, bases=bases, densities=densities)
     return genius.genius(ask.model, ask.folder, plan=plan, **ask.common(seed))
 
 
@@ -142,7 +147,9 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "killswitch": Experiment(_killswitch, _TRAINED),
     "utility": Experiment(_utility, _TRAINED),
     "alpha-sweep": Experiment(_alpha_sweep, _TRAINED | {"problems", "small"}),
-    "genius": Experiment(_genius, frozenset({"problems", "base", "small", "device"}), seeds=(0,)),
+    "genius": Experiment(
+        _genius, frozenset({"problems", "base", "density", "small", "device"}), seeds=(0,)
+    ),
     "dp": Experiment(
         _dp, _TRAINED | {"small"}, seeds=(0,), missing=require_opacus, install=INSTALL
     ),

@@ -103,6 +103,7 @@ def _asked(ask: Ask, experiment: Experiment, name: str) -> Ask:
         members=ask.members if "members" in takes else None,
         problems=ask.problems if "problems" in takes else None,
         bases=ask.bases if "base" in takes else (),
+        densities=ask.densities if "density" in takes else (),
         small=ask.small and "small" in takes,
         device=ask.device if "device" in takes else "cpu",
     )
@@ -114,6 +115,7 @@ def _told(ask: Ask) -> dict[str, Any]:
         "members": ask.members,
         "problems": ask.problems,
         "bases": list(ask.bases),
+        "densities": list(ask.densities),
         "small": ask.small,
         "text": ask.text.sha256 if ask.text else None,
     }
