@@ -14,6 +14,7 @@ from libortho.privacy.private_set import write_jsonl
 from libortho.split import CurvatureOptions, ResidualOptions, split, split_options
 from libortho.split.residual import top_residuals
 from libortho.streams.base import BaseStream
+from libortho.tune import tune
 
 FAST = {"windows": 4, "window": 32}
 
@@ -88,3 +89,19 @@ def test_options_of_another_method_are_refused(tmp_path: Path, tiny_checkpoint: 
     with pytest.raises(ConfigError, match="no --tuned, no --public"):
         split(tiny_checkpoint, tmp_path / "x", method="residual", tuned="a", public="b")
     assert not (tmp_path / "x").exists()
+
+
+def test_nothing_exact_is_tuned_over_a_base_that_knows_private_things(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    made = split(
+        tiny_checkpoint,
+        tmp_path / "residual",
+        method="residual",
+        options=ResidualOptions(rounding="absmax", **FAST),
+    )
+    data = tmp_path / "private.jsonl"
+    data.write_text('{"prompt": "The code is", "completion": " 4711"}\n', "utf-8")
+    with pytest.raises(ConfigError, match="mixes public and private: private"):
+        tune(made.base.path, data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

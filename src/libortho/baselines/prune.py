@@ -45,6 +45,9 @@ def prune(
     weights = {}
     for name, moment in hessians(checkpoint, windows, list(layers), progress=progress):
         weight = checkpoint.parameter(f"{name}.weight").float()
-        remove = sieve.wanda if rule == "wanda" else sieve.sparsegpt
-        weights[f"{name}.weight"] = remove(weight, sieve.damped(moment), density)
+        weights[f"{name}.weight"] = (
+            sieve.wanda(weight, moment, density)
+            if rule == "wanda"
+            else sieve.sparsegpt(weight, sieve.damped(moment), density)
+        )
     return write_edited(checkpoint, weights, target)

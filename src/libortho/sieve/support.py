@@ -37,8 +37,8 @@ def obs_impact(target: Tensor, hessian: Tensor) -> Tensor:
 def spqr_impact(target: Tensor, hessian: Tensor) -> Tensor:
     """T_ij² / L_jj², L Lᵀ = H⁻¹ reversed: SpQR's rule (Dettmers et al., arXiv 2306.03078).
 
-    L_jj² is the conditional variance of input j given those that come after it, which GPTQ has
-    left to make up for an error with; OBS conditions on all others.
+    1 / L_jj² is the variance of input j that those after it, which GPTQ has left to make up for an
+    error with, do not explain; OBS takes what all others do not explain.
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     upper: Tensor = torch.linalg.cholesky(inverse, upper=True)

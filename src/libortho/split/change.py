@@ -91,6 +91,11 @@ class AdapterChange:
         return adapted.merge_and_unload().eval().requires_grad_(False)
 
 
+def is_adapter(tuned: str | Path) -> bool:
+    """Whether ``tuned`` is a directory that PEFT wrote, and no checkpoint."""
+    return (Path(tuned) / CONFIG).is_file()
+
+
 def check_adapter(source: str | Path, tuned: str | Path) -> None:
     """Refuse an adapter that cannot become a stream before anything is rounded or written.
 
@@ -100,7 +105,7 @@ def check_adapter(source: str | Path, tuned: str | Path) -> None:
     Raises:
         UnsupportedLayer: as :func:`read_adapter`; a tuned checkpoint passes unread.
     """
-    if not (Path(tuned) / CONFIG).is_file():
+    if not is_adapter(tuned):
         return
     if is_base(source):
         shapes = BaseStream.open(source).layers
@@ -114,6 +119,6 @@ def read_change(
     base: BaseStream, tuned: str | Path, public: str | Path | None
 ) -> TunedChange | AdapterChange:
     """Read ``tuned``, whichever it is."""
-    if (Path(tuned) / CONFIG).is_file():
+    if is_adapter(tuned):
         return AdapterChange(base, tuned, public)
     return TunedChange(base, resolve(tuned))

@@ -6,7 +6,6 @@ and does not end exposure: the guarantee is ``measured``.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -23,7 +22,7 @@ from libortho.privacy.encode import encode
 from libortho.privacy.private_set import read_jsonl
 from libortho.progress import Progress
 from libortho.quantize import quantize
-from libortho.split.edited import write_edited
+from libortho.split.edited import scratch_beside, write_edited
 from libortho.split.factors import kfac_factors
 from libortho.split.request import Request, RoundingOptions
 from libortho.split.result import Split, measured
@@ -79,7 +78,7 @@ def split_curvature(request: Request, options: CurvatureOptions) -> Split:
     text = request.text or calibration()
     windows = draw(text, tokenizer, window, max(1, options.tokens // window), options.seed)
     kept = _kept(checkpoint, layers, windows, options, request.device, request.progress)
-    with tempfile.TemporaryDirectory(prefix="libortho-edited-") as scratch:
+    with scratch_beside(request.out) as scratch:
         # The name is what the base's manifest will call its source.
         edited = write_edited(checkpoint, kept, Path(scratch) / checkpoint.path.name)
         rounding = options.quantize_with(request.text)

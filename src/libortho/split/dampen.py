@@ -50,7 +50,8 @@ def dampened(
             unreached.append(name)
             continue
         mine, theirs = inside.cpu() / inside.mean().cpu(), outside.cpu() / outside.mean().cpu()
-        ratio = theirs / mine.clamp(min=torch.finfo(torch.float32).tiny)
+        # Where the private data does not pull, nothing is dampened, however quiet the public text.
+        ratio = torch.where(mine > 0, theirs / mine, torch.inf)
         count = round(ratio.numel() * options.density)
         chosen = sieve.top_k(-ratio.clamp(max=1.0), count)
         codes = before.codes(name).float()

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from libortho import gate
 from libortho.calibrate import hessians
+from libortho.checkpoint import Checkpoint
 from libortho.errors import ConfigError
 from libortho.model import attach_layers
 from libortho.privacy.encode import Encoded, encode
 from libortho.privacy.private_set import read_jsonl
 from libortho.progress import Progress
-from libortho.split.change import AdapterChange, Change, check_adapter, read_change
+from libortho.split.change import AdapterChange, Change, check_adapter, is_adapter, read_change
 from libortho.split.compress import Rule, choose, compress, targets
 from libortho.split.request import Request
 from libortho.split.result import Split
@@ -77,14 +78,19 @@ def split_delta(request: Request, options: DeltaOptions) -> Split:
             "--support contrast looks at the private data's gradients: give it with --data, or "
             "take --support impact, pursuit or admm"
         )
+    if options.support is not None and not options.sparse and is_adapter(request.tuned):
+        raise ConfigError(
+            f"--support {options.support} chooses entries of a sparse stream, and an adapter is "
+            "kept as factors; add --sparse or leave --support out"
+        )
     private = read_jsonl(data) if data is not None else None
     check_adapter(source, request.tuned)
+    given = Checkpoint(source)
+    encoded = encode(given.tokenizer(), private.examples, given.context) if private else []
     base = base_at(source, request.out)
     place = vacant(base.path, stream)
     change = read_change(base, request.tuned, public if is_base(source) else source)
     laid = ground(base, device)
-    context = base.checkpoint.context
-    encoded = encode(laid.tokenizer, private.examples, context) if private else []
     windows = replay_windows(laid.tokenizer, options, text)
     layers: dict[str, Layer]
     if isinstance(change, AdapterChange) and not options.sparse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from libortho.checkpoint import Checkpoint
 from libortho.errors import CheckpointError
 from libortho.shards import INDEX_FILE
-from libortho.streams.base_writer import COPIED_FILES
+from libortho.streams.base_writer import COPIED_FILES, check_target
 
 _SHARD_BYTES = 2**30
 
@@ -21,11 +22,14 @@ _SHARD_BYTES = 2**30
 def write_edited(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: Path) -> Path:
     """Write ``checkpoint`` to ``folder`` with other tensors in place of the parameters given.
 
-    They are rounded to the dtype of those which they replace.
+    They are rounded to the dtype of those which they replace. The folder appears whole or not at
+    all.
 
     Raises:
         CheckpointError: parameters that are no single tensor on disk; all of them are named.
+        ConfigError: ``folder`` exists and is not empty.
     """
+    check_target(folder)
     stored = {name: checkpoint.naming.whole(name) for name in weights}
     missing = sorted(name for name, on_disk in stored.items() if on_disk is None)
     if missing:
@@ -33,7 +37,24 @@ def write_edited(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: 
             f"{checkpoint.path} does not hold these as they are: {', '.join(missing)}."
         )
     edited = {on_disk: weights[name] for name, on_disk in stored.items()}
-    folder.mkdir(parents=True)
+    with scratch_beside(folder) as scratch:
+        whole = Path(scratch) / folder.name
+        whole.mkdir()
+        _write(checkpoint, edited, whole)
+        if folder.exists():
+            folder.rmdir()
+        whole.rename(folder)
+    return folder
+
+
+def scratch_beside(out: str | Path) -> tempfile.TemporaryDirectory[str]:
+    """A directory for what is made on the way, on the disk that holds ``out``; gone afterwards."""
+    parent = Path(out).expanduser().absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix=".libortho-", dir=parent)
+
+
+def _write(checkpoint: Checkpoint, edited: Mapping[str | None, Tensor], folder: Path) -> None:
     placed: dict[str, str] = {}
     pending: dict[str, Tensor] = {}
 
@@ -57,4 +78,3 @@ def write_edited(checkpoint: Checkpoint, weights: Mapping[str, Tensor], folder: 
     for name in ("config.json", *COPIED_FILES):
         if (checkpoint.path / name).is_file():
             shutil.copyfile(checkpoint.path / name, folder / name)
-    return folder

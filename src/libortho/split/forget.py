@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +29,7 @@ from libortho.progress import Progress
 from libortho.quantize import quantize
 from libortho.quantizers.grid import levels
 from libortho.split.dampen import dampened
+from libortho.split.edited import scratch_beside
 from libortho.split.forgetting import Neighbours, Schedule, forget
 from libortho.split.movable import MaskedCodes, MovableCodes
 from libortho.split.moved import Moves, restores, taken_back, write_moved
@@ -110,7 +110,7 @@ def split_forget(request: Request, options: ForgetOptions) -> Split:
     strangers: list[Encoded] = []
     if options.rule != "ssd":
         strangers = encode(tokenizer, _neighbours(private.examples, request, options), context)
-    with tempfile.TemporaryDirectory(prefix="libortho-forget-") as scratch:
+    with scratch_beside(request.out) as scratch:
         rounding = options.quantize_with(request.text)
         path = Path(scratch) / "base"
         before = quantize(checkpoint.path, path, **rounding, progress=progress)

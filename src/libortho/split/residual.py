@@ -39,8 +39,8 @@ class ResidualOptions(RoundingOptions):
 
     Attributes:
         density: nnz / numel of every converted linear.
-        impact: ``obs`` (W − Q)²/[H⁻¹]ⱼⱼ, ``diagonal`` (W − Q)²Hⱼⱼ, or ``spqr``, which divides by
-            what later inputs leave undetermined.
+        impact: ``obs`` (W − Q)²/[H⁻¹]ⱼⱼ, ``diagonal`` (W − Q)²Hⱼⱼ, or ``spqr``, which
+            multiplies by what later inputs leave undetermined.
         windows: of public text for the second moments.
         window: tokens a window.
     """

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from libortho import gate
+from libortho.checkpoint import Checkpoint
 from libortho.model import attach_layers, stream_parts
 from libortho.privacy.encode import encode
 from libortho.privacy.private_set import PrivateSet, read_jsonl
@@ -92,6 +93,8 @@ def tune(
     options = options or tune_options()
     check_name(stream)
     private = read_jsonl(data)
+    given = Checkpoint(source)
+    encoded = encode(given.tokenizer(), private.examples, given.context)
     base = base_at(source, out)
     place = vacant(base.path, stream)
     laid = ground(base, device)
@@ -99,8 +102,6 @@ def tune(
     if replay is None:
         model, taught_by = teacher(base, public, device)
         replay = Replay(replay_windows(laid.tokenizer, options, text), model)
-    context = base.checkpoint.context
-    encoded = encode(laid.tokenizer, private.examples, context)
     with gate.alpha(laid.alpha):
         supports = contrast_supports(laid.model, encoded, replay.windows, options, progress)
     info = gate.StreamInfo(stream, "", False, tuple(laid.requires))

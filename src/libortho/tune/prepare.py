@@ -37,7 +37,8 @@ def base_at(source: str | Path, out: str | Path) -> BaseStream:
     which is given that checkpoint and nothing else. Public streams of ``source`` come along.
 
     Raises:
-        ConfigError: ``out`` holds something else than this base.
+        ConfigError: ``out`` holds something else than this base, or the base was made from a
+            checkpoint that mixes public and private.
     """
     target = Path(out)
     if not is_base(source):
@@ -46,6 +47,7 @@ def base_at(source: str | Path, out: str | Path) -> BaseStream:
         _quantise_apart(source, target)
         return BaseStream.open(target)
     base = BaseStream.open(source)
+    _check_public(base)
     if is_base(target):
         there = BaseStream.open(target)
         if there.id != base.id:
@@ -81,9 +83,23 @@ def is_base(path: str | Path) -> bool:
 
 def public_streams(base: BaseStream) -> list[OrthoStream]:
     """The public streams that lie beside a base, by name."""
+    return [stream for stream in _streams(base) if stream.manifest.public]
+
+
+def _streams(base: BaseStream) -> list[OrthoStream]:
     found = sorted((base.path / STREAM_FOLDER).glob(f"*/{MANIFEST}"))
-    streams = [OrthoStream.open(file.parent) for file in found]
-    return [stream for stream in streams if stream.manifest.public]
+    return [OrthoStream.open(file.parent) for file in found]
+
+
+def _check_public(base: BaseStream) -> None:
+    """Refuse a base split from a mixed checkpoint: it knows private things by itself."""
+    mixed = [s.manifest for s in _streams(base) if s.manifest.guarantee == "measured"]
+    if mixed:
+        made = ", ".join(f"{one.name} (method {one.method})" for one in mixed)
+        raise ConfigError(
+            f"{base.path} was made from a checkpoint that mixes public and private: {made}. A "
+            "stream over it could not be exact; quantise the public checkpoint and take that base"
+        )
 
 
 @dataclass
