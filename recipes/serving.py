@@ -1,11 +1,13 @@
-"""The sizing tables of docs/serving.md: ``python -m recipes.serving measure``, then ``write``.
+"""The tables of docs/serving.md: ``python -m recipes.serving measure``, then ``write``.
 
 ``measure`` draws sparse supports of the shapes of published models and counts, rank by rank, the
-slots that the kernels would read; ``write`` puts the record's figures into the document.
+slots that the kernels would read; ``write`` puts the figures of that record, and the last ones of
+``make test-vllm``, into the document.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -17,11 +19,12 @@ from torch import Tensor
 
 from libortho import ops, records
 from libortho.layout import SLICE_ROWS
+from libortho.records import Record
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "serving.md"
 RECORD = ROOT / "records" / "serving" / "sizing.json"
-BEGIN, END = "<!-- sizing:begin -->", "<!-- sizing:end -->"
+RUNS = ROOT / "records" / "vllm"
 COMMAND = "python -m recipes.serving"
 
 GROUP_SIZE = 128
@@ -177,13 +180,111 @@ def table(figures: Any) -> str:
     return "\n".join(lines)
 
 
-def filled(text: str) -> str:
-    """The document with its table up to date."""
-    record = records.read(RECORD)
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    source = f"Drawn with seed {SEED}: [record](../{RECORD.relative_to(ROOT).as_posix()})."
-    return f"{before}{BEGIN}\n{table(record.figures['models'])}\n\n{source}\n{END}{after}"
+WAYS = {
+    "mixed_v1": "V1 runner, four streams",
+    "preempted_v1": "the same, under preemption",
+    "mixed_v2": "V2 runner",
+    "mixed_tp2": "TP 2",
+    "mixed_compiled": "compiled",
+    "http": "HTTP, requests at once",
+}
+"""Figures of a run that compare with transformers, and what they are called here."""
+
+AGAINST_STOCK = {
+    "closed_against_stock": "closed streams",
+    "poisoned_closed_against_stock": "closed streams full of NaN",
+    "strict_against_stock": "`LIBORTHO_STRICT=1`",
+}
+REQUIRED = {
+    **WAYS,
+    **AGAINST_STOCK,
+    "closed_row_beside": "an α = 0 row beside open neighbours",
+    "prefix_cache": "the prefix cache",
+    "throughput": "throughput",
+}
+
+
+def results(runs: list[Record]) -> str:
+    """What runs of ``make test-vllm``, whole or in parts, measured; later ones come later."""
+    figures: Any = {}
+    for run in runs:
+        figures |= run.figures
+    lines = []
+    mixed = [(name, figures[key]) for key, name in WAYS.items() if key in figures]
+    for name, row in mixed:
+        lines.append(
+            f"| mixed batch against transformers: {name} | {row['equal']} of {row['decided']} "
+            f"decided greedy tokens equal, max abs Δ log p {row['max_abs_delta_log_prob']:.1e} |"
+        )
+    if "closed_row_beside" in figures:
+        said = ", ".join(sorted(set(figures["closed_row_beside"].values())))
+        lines.append(f"| an α = 0 row beside open neighbours, equal batches | {said} |")
+    for key, name in AGAINST_STOCK.items():
+        if key in figures:
+            lines.append(f"| {name} against stock vLLM | {figures[key]} |")
+    if "prefix_cache" in figures:
+        cache = figures["prefix_cache"]
+        lines.append(
+            f"| prefix cache, {cache['orders']} random orders of requests "
+            f"| {cache['tokens_shared_across_alpha']} tokens shared across α, "
+            f"{cache['outputs_changed']} outputs changed, {cache['requests_with_a_hit']} of "
+            f"{cache['requests']} requests with a hit |"
+        )
+    if "throughput" in figures:
+        speed = figures["throughput"]
+        lines += [
+            f"| tokens a second over stock vLLM's, every stream closed | {_ratio(speed)} |",
+            f"| the same, `repair` and `private` open | {_ratio(speed['two_streams_open'])} |",
+        ]
+    lost = [name for key, name in REQUIRED.items() if key not in figures]
+    if lost:
+        lines.append(f"| not in these records | {', '.join(lost)} |")
+    return "\n".join(["| what | figure |", "|---|---|", *lines])
+
+
+def _ratio(row: Any) -> str:
+    low, middle, high = (row[f"ratio_{which}"] for which in ("low", "median", "high"))
+    return f"{middle:.3f} (95% interval {low:.3f} to {high:.3f}, {row['pairs']} pairs)"
+
+
+def filled(text: str, runs: list[Path]) -> str:
+    """The document with the tables of the sizing record and of some runs."""
+    sizing = records.read(RECORD)
+    text = _between(text, "sizing", table(sizing.figures["models"]), [sizing])
+    tested = [records.read(run) for run in sorted(runs)]
+    return _between(text, "results", results(tested), tested)
+
+
+def runs_shown(text: str) -> list[Path]:
+    """The records of the runs that the document shows."""
+    pattern = rf"{RUNS.relative_to(ROOT).as_posix()}/[^)]+\.json"
+    return [ROOT / found for found in re.findall(pattern, text)]
+
+
+def last_runs() -> list[Path]:
+    """Of the runs that passed, those that hold the last value of some figure."""
+    holders: dict[str, Path] = {}
+    for path in sorted(RUNS.glob("*.json")):
+        run = records.read(path)
+        if run.verdict == "PASS":
+            holders |= {key: path for key in run.figures if key in REQUIRED}
+    return sorted(set(holders.values()))
+
+
+def _between(text: str, name: str, block: str, sources: list[Record]) -> str:
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    lines = []
+    for record in sources:
+        assert record.source is not None
+        path = record.source.relative_to(ROOT).as_posix()
+        lines.append(
+            f"{record.verdict}, {record.hardware.cpu}, {record.created:%Y-%m-%d}, "
+            f"commit `{record.commit}`: [record](../{path})"
+        )
+    foot = ".  \n".join(lines or ["No run is on record"])
+    return f"{before}{begin}\n{block}\n\n{foot}.\n{end}{after}"
 
 
 def main(verb: str) -> None:
@@ -202,7 +303,7 @@ def main(verb: str) -> None:
         )
         records.write(record, RECORD)
     elif verb == "write":
-        DOCUMENT.write_text(filled(DOCUMENT.read_text("utf-8")), "utf-8")
+        DOCUMENT.write_text(filled(DOCUMENT.read_text("utf-8"), last_runs()), "utf-8")
     else:
         sys.exit(f"{COMMAND} measure | write, found {verb!r}")
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from recipes.serving import DOCUMENT, MODELS, draw, filled, slots
+from recipes.serving import DOCUMENT, MODELS, draw, filled, runs_shown, slots
 
 from libortho.layout import tile_csr
 from libortho.serve.shards import Shard, take_csr
 from libortho.streams.layers import csr_from_dense
 
 
-def test_the_document_is_that_of_the_record() -> None:
+def test_the_document_says_what_its_records_say() -> None:
     text = DOCUMENT.read_text("utf-8")
-    assert filled(text) == text, "run python -m recipes.serving write"
+    assert filled(text, runs_shown(text)) == text, "run python -m recipes.serving write"
 
 
 @pytest.mark.parametrize("split_inputs", [False, True])
