@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -20,12 +21,16 @@ def paired(calls: Mapping[str, Call], rounds: int, device: torch.device) -> dict
     """Seconds of every call, [rounds] by name.
 
     Calls are numbered through, so that candidates which share their copies of the weights never
-    find the one that the candidate before has just left in a cache.
+    find the one that the candidate before has just left in a cache. Every round has an order of
+    its own: what a candidate leaves behind is not always found by the same one.
     """
+    order = list(calls.items())
+    shuffled = random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     numbers = itertools.count()
     for turn in range(-WARM_UP, rounds):
-        for name, call in calls.items():
+        shuffled.shuffle(order)
+        for name, call in order:
             taken = _once(call, next(numbers), device)
             if turn >= 0:
                 seconds[name].append(taken)
