@@ -1,7 +1,7 @@
 """Whole-model decoding of random weights: latency does not depend on what a model has learned.
 
 One floating-point model and two converted ones that share the INT4 base, without and with a stream.
-Weights repeat one random block, each layer in memory of its own.
+Weights repeat one random block, and layers of one shape have streams alike, each in memory of its own.
 """
 
 from __future__ import annotations
@@ -89,13 +89,17 @@ def random_models(
         for name, module in floating.named_modules()
         if isinstance(module, nn.Linear) and module is not floating.get_output_embeddings()
     ]
+    parts: dict[tuple[int, int], CsrLayer] = {}
     for done, name in enumerate(names, 1):
-        shape = tuple(floating.get_submodule(name).weight.shape)
+        rows, columns = floating.get_submodule(name).weight.shape
+        shape = (int(rows), int(columns))
         scales = torch.full((shape[0], shape[1] // GROUP_SIZE), 0.004, dtype=torch.float16)
         weight = BaseWeight(_filled(codes, shape), scales, GROUP_SIZE)
         base.set_submodule(name, OrthoLinear(weight, None, []))
         linear = OrthoLinear(weight, None, state.attached)
-        linear.attach(STREAM, _random_stream(shape, density, noise, generator))
+        if shape not in parts:
+            parts[shape] = _random_stream(shape, density, noise, generator)
+        linear.attach(STREAM, parts[shape])
         streamed.set_submodule(name, linear)
         progress("make the models", done, len(names), {})
     adopt(base, Ortho(None))

@@ -23,7 +23,7 @@ from libortho.records import Record, new
 NAME = "performance"
 BATCHES = (1, 8, 32)
 DENSITY = 0.01
-STEPS = 20
+STEPS = 12
 KERNEL_SHAPE = (4096, 4096)
 KERNEL_ROWS = (1, 2, 4, 8, 16, 32, 64)
 KERNEL_DENSITIES = (0.005, 0.01, 0.02, 0.05)
