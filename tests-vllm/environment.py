@@ -49,7 +49,8 @@ def main(target: Path) -> None:
             [python, "-c", REQUIREMENTS], check=True, capture_output=True, text=True
         )
         constraints = target / "constraints.txt"
-        constraints.write_text(f"{TORCH}\n{listed.stdout}")
+        # pip takes no extras in constraints.
+        constraints.write_text(re.sub(r"\[\w+\]", "", f"{TORCH}\n{listed.stdout}"))
         subprocess.run([*pip, "-c", str(constraints), *listed.stdout.split("\n")[:-1]], check=True)
         subprocess.run(
             [*pip, "-c", str(constraints), "pytest", "pytest-timeout", *own()], check=True
