@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 
-from recipes.performance import PAGE, PENDING, ROOT, page, pending
-
-from libortho.experiments.performance import NOT_RUN
+from recipes.performance import PAGE, PENDING, ROOT, page, pending, unmeasured
 
 
 def test_the_page_is_that_of_the_records() -> None:
@@ -19,5 +17,5 @@ def test_what_was_not_measured_is_said_with_its_command() -> None:
     listed = json.loads((ROOT / PENDING).read_text("utf-8"))["unmeasured"]
     assert listed
     for one in listed:
-        assert one == {"what": one["what"], "command": NOT_RUN[one["what"]]}
+        assert one == {"what": one["what"], "command": unmeasured(ROOT)[one["what"]]}
         assert f"{one['what']}: **unmeasured**; `{one['command']}`" in text
