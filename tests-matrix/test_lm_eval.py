@@ -19,7 +19,8 @@ from libortho.errors import AlphaError, ConfigError
 from libortho.integrations.lm_eval import OrthoLM
 from libortho.model import load
 from libortho.streams.base import BaseStream
-from libortho.streams.ortho import STREAM_FOLDER, write_stream
+from libortho.streams.ortho import STREAM_FOLDER
+from libortho.streams.ortho_writer import write_stream
 
 QUESTIONS = [
     {"question": "The colour of the sky is", "choices": ["blue", "seven", "above"], "answer": 0},

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 import libortho
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import DenseLayer, Layer, LowRankLayer, csr_from_dense
-from libortho.streams.ortho import MANIFEST, OrthoStream, sha256_file, stream_id, write_stream
+from libortho.streams.ortho import MANIFEST, OrthoStream, sha256_file, stream_id
+from libortho.streams.ortho_writer import write_stream
 
 GROUP_SIZE = 64
 """Of the base: its rows of 384 inputs are then whole groups on each of two ranks."""

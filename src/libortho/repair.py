@@ -21,7 +21,8 @@ from libortho.model import attach_layers, stream_parts
 from libortho.progress import Progress, silent
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import CsrLayer, csr_from_dense
-from libortho.streams.ortho import OrthoStream, vacant, write_stream
+from libortho.streams.ortho import OrthoStream
+from libortho.streams.ortho_writer import vacant, write_stream
 from libortho.texts import Text
 from libortho.tune import made_with, replay_windows, stored_layers, tune_options
 from libortho.tune.prepare import ground, plain_model

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from libortho.quantize import quantize
-from libortho.streams.ortho import STREAM_FOLDER, write_stream
+from libortho.streams.ortho import STREAM_FOLDER
+from libortho.streams.ortho_writer import write_stream
 
 # One process for all of them: importing transformers costs more than the models do.
 STOCK = """

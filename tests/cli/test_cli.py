@@ -11,7 +11,8 @@ import pytest
 from libortho.cli import ERROR, USAGE, run
 from libortho.model import load, memory
 from libortho.streams.base import BaseStream
-from libortho.streams.ortho import STREAM_FOLDER, write_stream
+from libortho.streams.ortho import STREAM_FOLDER
+from libortho.streams.ortho_writer import write_stream
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from libortho.errors import CorruptStream
 from libortho.linear import CsrStream
 from libortho.model import attach, detach, linears, load
 from libortho.streams.base import BaseStream
-from libortho.streams.ortho import MANIFEST, OrthoStream, stream_id, write_stream
+from libortho.streams.ortho import MANIFEST, OrthoStream, stream_id
+from libortho.streams.ortho_writer import write_stream
 
 KINDS = ("csr", "lowrank", "dense")
 POISONS = (math.nan, math.inf, -math.inf)

@@ -17,7 +17,8 @@ from libortho.linear import OrthoLinear
 from libortho.model import attach, attach_layers, detach, linear, linears, load, ortho
 from libortho.quantize import quantize
 from libortho.streams.base import BaseStream
-from libortho.streams.ortho import OrthoStream, write_stream
+from libortho.streams.ortho import OrthoStream
+from libortho.streams.ortho_writer import write_stream
 
 REPAIR = StreamInfo("repair", "id-repair", public=True)
 

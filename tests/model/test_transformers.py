@@ -17,7 +17,8 @@ from libortho.model import attach, linears, load
 from libortho.privacy.greedy import greedy
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import DenseLayer
-from libortho.streams.ortho import STREAM_FOLDER, write_stream
+from libortho.streams.ortho import STREAM_FOLDER
+from libortho.streams.ortho_writer import write_stream
 
 ALPHAS = [0, 1, 0.5, {"private": 0.25}, [0, 1, 0.5, 1]]
 

@@ -18,7 +18,7 @@ from libortho.errors import (
 from libortho.serve.attached import find_attached
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import DenseLayer, csr_from_dense
-from libortho.streams.ortho import write_stream
+from libortho.streams.ortho_writer import write_stream
 
 
 @pytest.fixture

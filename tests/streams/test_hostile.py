@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from libortho.errors import CorruptStream, FormatError
 from libortho.layout import tile_csr
 from libortho.streams.layers import CsrLayer, DenseLayer
-from libortho.streams.ortho import MANIFEST, OrthoStream, write_stream
+from libortho.streams.ortho import MANIFEST, OrthoStream
+from libortho.streams.ortho_writer import write_stream
 
 SHAPE = (4, 8)
 LAYER = "model.layers.0.mlp.up_proj"

@@ -21,9 +21,10 @@ from libortho.errors import (
     NumericsError,
     PairMismatch,
 )
-from libortho.streams import ortho
+from libortho.streams import ortho, ortho_writer
 from libortho.streams.layers import CsrLayer, DenseLayer, LowRankLayer, csr_from_dense, csr_support
-from libortho.streams.ortho import OrthoStream, check_name, write_stream
+from libortho.streams.ortho import OrthoStream, check_name
+from libortho.streams.ortho_writer import write_stream
 
 BASE_ID = "ab" * 32
 # Every example writes into a directory of its own.
@@ -233,7 +234,7 @@ def test_the_id_is_computed_so() -> None:
 
 
 def test_large_streams_are_written_in_shards(tmp_path, make_layer, monkeypatch) -> None:
-    monkeypatch.setattr(ortho, "SHARD_BYTES", 1000)
+    monkeypatch.setattr(ortho_writer, "SHARD_BYTES", 1000)
     layers = {f"layer{i}": make_layer((16, 32), seed=i, density=0.3) for i in range(5)}
     stream = write(tmp_path / "private", layers)
     assert len(stream.manifest.files) > 1

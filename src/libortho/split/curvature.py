@@ -29,7 +29,8 @@ from libortho.split.result import Split, measured
 from libortho.streams.base import BaseStream
 from libortho.streams.base_writer import check_target
 from libortho.streams.layers import DenseLayer
-from libortho.streams.ortho import STREAM_FOLDER, write_stream
+from libortho.streams.ortho import STREAM_FOLDER
+from libortho.streams.ortho_writer import write_stream
 from libortho.texts import calibration, draw
 from libortho.tune import made_with
 from libortho.tune.prepare import plain_model

@@ -23,7 +23,7 @@ from libortho.split.compress import Rule, choose, compress, targets
 from libortho.split.request import Request
 from libortho.split.result import Split
 from libortho.streams.layers import Layer
-from libortho.streams.ortho import vacant, write_stream
+from libortho.streams.ortho_writer import vacant, write_stream
 from libortho.tune import fit, made_with, replay_windows, stored_layers
 from libortho.tune.options import TuneOptions
 from libortho.tune.prepare import (

@@ -38,7 +38,8 @@ from libortho.split.result import Split, measured
 from libortho.streams.base import BaseStream
 from libortho.streams.base_writer import check_target
 from libortho.streams.layers import CsrLayer
-from libortho.streams.ortho import STREAM_FOLDER, sha256_file, write_stream
+from libortho.streams.ortho import STREAM_FOLDER, sha256_file
+from libortho.streams.ortho_writer import write_stream
 from libortho.texts import calibration
 from libortho.tune import made_with, replay_windows, tune_options
 from libortho.tune.prepare import plain_model

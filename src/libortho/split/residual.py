@@ -22,7 +22,8 @@ from libortho.split.request import Request, RoundingOptions
 from libortho.split.result import Split, measured
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import CsrLayer, csr_from_dense
-from libortho.streams.ortho import STREAM_FOLDER, write_stream
+from libortho.streams.ortho import STREAM_FOLDER
+from libortho.streams.ortho_writer import write_stream
 from libortho.texts import calibration, draw
 from libortho.tune import made_with
 

@@ -14,26 +14,20 @@ deleting one changes no byte of the base directory. Three kinds of layer are sto
 from __future__ import annotations
 
 import hashlib
-import math
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from libortho.errors import (
     ConfigError,
     CorruptStream,
     FormatError,
-    NumericsError,
     PairMismatch,
 )
 from libortho.streams.layers import CsrLayer, DenseLayer, Layer, LowRankLayer
@@ -96,20 +90,6 @@ def check_name(name: str) -> str:
     return name
 
 
-def vacant(base: str | Path, name: str) -> Path:
-    """The directory where a new stream of the base at ``base`` will stand.
-
-    Ask before any work, so that no training is lost to a name that is taken.
-
-    Raises:
-        ConfigError: the name is not allowed, or a stream of that name stands there.
-    """
-    directory = Path(base) / STREAM_FOLDER / check_name(name)
-    if directory.exists():
-        raise ConfigError(f"{directory}: already there; choose another --stream or delete it first")
-    return directory
-
-
 class OrthoStream:
     """A stream opened for reading; layers are read lazily, one at a time."""
 
@@ -149,12 +129,12 @@ class OrthoStream:
                 f"{file}: format version {manifest.format_version}, "
                 f"this libortho reads {FORMAT_VERSION}; use a matching release"
             )
-        _check_folder(path, manifest.name)
+        check_folder(path, manifest.name)
         stream = cls(path, manifest)
         missing = [
             name
             for layer, entry in manifest.layers.items()
-            for name in _tensor_names(layer, entry)
+            for name in tensor_names(layer, entry)
             if name not in stream._shard_of
         ]
         if missing:
@@ -178,7 +158,7 @@ class OrthoStream:
             CorruptStream: the tensors break the rules of their kind.
         """
         entry = self.manifest.layers[name]
-        tensors = [self._tensor(tensor) for tensor in _tensor_names(name, entry)]
+        tensors = [self._tensor(tensor) for tensor in tensor_names(name, entry)]
         layer: Layer
         if entry.kind == "csr":
             indptr, indices, values = tensors
@@ -244,7 +224,7 @@ class OrthoStream:
             except CorruptStream as error:
                 problems.append(str(error))
                 continue
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(layer)):
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in stored_tensors(layer)):
                 problems.append(f"{self.path}: layer {name}: values are not finite")
         return problems
 
@@ -275,67 +255,6 @@ class OrthoStream:
         return tensor
 
 
-def write_stream(
-    directory: Path,
-    *,
-    name: str,
-    base_id: str,
-    public: bool,
-    method: str,
-    guarantee: Guarantee,
-    layers: Iterable[tuple[str, Layer]],
-    requires: Iterable[str] = (),
-    made_with: Mapping[str, Any] | None = None,
-    replace: bool = False,
-) -> OrthoStream:
-    """Write a stream directory at once: either the whole of it appears, or nothing does.
-
-    Args:
-        directory: where the stream will stand, such as ``OUT/ortho/private``.
-        layers: (layer name, layer) pairs; consumed once, written shard by shard.
-        requires: ids of the public streams that must be open with this one.
-        made_with: options and versions, for the record.
-
-    Raises:
-        ConfigError: the directory exists and ``replace`` is false, or the name is not allowed or
-            not the directory's own among a base's streams.
-        CorruptStream: a layer breaks the format's rules.
-        NumericsError: a layer holds NaN or Inf, or what fp16 cannot hold.
-    """
-    _check_folder(directory, check_name(name))
-    if directory.exists() and not replace:
-        raise ConfigError(f"{directory}: already there; choose another --stream or delete it first")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=directory.parent))
-    try:
-        entries = _write_shards(scratch, layers)
-        files = {file.name: sha256_file(file) for file in sorted(scratch.glob("*.safetensors"))}
-        stored = sum(entry.nnz for entry in entries.values())
-        weights = sum(math.prod(entry.shape) for entry in entries.values())
-        manifest = StreamManifest(
-            name=name,
-            id=stream_id(base_id, files, entries),
-            base_id=base_id,
-            public=public,
-            method=method,
-            guarantee=guarantee,
-            requires=sorted(requires),
-            layers=entries,
-            files=files,
-            density=stored / weights if weights else 0.0,
-            made_with=dict(made_with or {}),
-        )
-        (scratch / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
-        scratch.chmod(0o755)
-        if directory.exists():
-            shutil.rmtree(directory)
-        os.replace(scratch, directory)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    return OrthoStream.open(directory)
-
-
 def stream_id(base_id: str, files: Mapping[str, str], layers: Mapping[str, LayerEntry]) -> str:
     """sha256 over all that decides what a stream does.
 
@@ -358,7 +277,7 @@ def sha256_file(path: Path) -> str:
         raise CorruptStream(f"{path}: {error}") from error
 
 
-def _check_folder(path: Path, name: str) -> None:
+def check_folder(path: Path, name: str) -> None:
     """Streams of a base are picked by folder and opened by name: the two must be one."""
     path = path.absolute()
     if path.parent.name == STREAM_FOLDER and path.name != name:
@@ -368,28 +287,17 @@ def _check_folder(path: Path, name: str) -> None:
         )
 
 
-def _tensor_names(layer: str, entry: LayerEntry) -> list[str]:
+def tensor_names(layer: str, entry: LayerEntry) -> list[str]:
     return [f"{layer}.{part}" for part in _PARTS[entry.kind]]
 
 
-def _tensors(layer: Layer) -> tuple[Tensor, ...]:
+def stored_tensors(layer: Layer) -> tuple[Tensor, ...]:
     """What is stored of a layer, in the order of ``_PARTS`` and in its stored dtype."""
     if isinstance(layer, CsrLayer):
         return layer.indptr, layer.indices, layer.values.to(torch.float16)
     if isinstance(layer, LowRankLayer):
         return layer.a, layer.b
     return (layer.delta.to(torch.float16),)
-
-
-def _entry(layer: Layer) -> LayerEntry:
-    if isinstance(layer, CsrLayer):
-        return LayerEntry(kind="csr", shape=layer.shape, nnz=layer.nnz)
-    if isinstance(layer, DenseLayer):
-        return LayerEntry(kind="dense", shape=layer.shape, nnz=layer.nnz)
-    rank = layer.a.shape[0]
-    return LayerEntry(
-        kind="lowrank", shape=layer.shape, rank=rank, nnz=layer.nnz, scaling=layer.scaling
-    )
 
 
 def _matrix(path: Path, name: str, entry: LayerEntry) -> tuple[int, int]:
@@ -399,32 +307,3 @@ def _matrix(path: Path, name: str, entry: LayerEntry) -> tuple[int, int]:
         )
     rows, columns = entry.shape
     return rows, columns
-
-
-def _write_shards(scratch: Path, layers: Iterable[tuple[str, Layer]]) -> dict[str, LayerEntry]:
-    entries: dict[str, LayerEntry] = {}
-    pending: dict[str, Tensor] = {}
-    shards: list[Path] = []
-
-    def flush() -> None:
-        shards.append(scratch / f"shard-{len(shards)}")
-        save_file(pending, shards[-1])
-        pending.clear()
-
-    for name, layer in layers:
-        problems = layer.problems()
-        if problems:
-            raise CorruptStream(f"layer {name}: {'; '.join(problems)}")
-        entries[name] = _entry(layer)
-        tensors = _tensors(layer)
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-            raise NumericsError(f"layer {name}: values are not finite as they would be stored")
-        keys = _tensor_names(name, entries[name])
-        pending.update({key: t.contiguous() for key, t in zip(keys, tensors, strict=True)})
-        if sum(tensor.nbytes for tensor in pending.values()) >= SHARD_BYTES:
-            flush()
-    if pending or not shards:
-        flush()
-    for position, shard in enumerate(shards):
-        shard.rename(scratch / f"ortho-{position + 1:05d}-of-{len(shards):05d}.safetensors")
-    return entries

@@ -21,7 +21,8 @@ from libortho.privacy.score import score
 from libortho.progress import Progress, silent
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import Layer
-from libortho.streams.ortho import OrthoStream, check_name, vacant, write_stream
+from libortho.streams.ortho import OrthoStream, check_name
+from libortho.streams.ortho_writer import vacant, write_stream
 from libortho.texts import Text, calibration, draw
 from libortho.tune.options import TuneOptions, tune_options
 from libortho.tune.prepare import Ground, base_at, ground, teacher
