@@ -1,20 +1,35 @@
 """The forward of a converted model: α is captured where it begins, and holds to its end.
 
-Key-value caches remember under which streams and α they were filled, and refuse any other.
+Caches remember, row by row, under which streams and α they were filled, and refuse any other.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 
 from libortho import gate
 from libortho.errors import AlphaError
 
-_CACHES = ("past_key_values", "cache", "cache_params")
+_CACHES = (
+    "past_key_values",
+    "cache",
+    "cache_params",
+    "state",
+    "mems",
+    "past_buckets_states",
+    "shared_kv_states",
+)
+"""What forwards of transformers are given of earlier ones."""
+
+_MOVERS = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
+"""The methods of a cache that move its rows."""
 
 
 def watch(model: PreTrainedModel) -> None:
@@ -22,77 +37,97 @@ def watch(model: PreTrainedModel) -> None:
 
     The decoder, called by itself without the language model's head, is a forward, too.
     """
-    model.register_forward_pre_hook(_capture, with_kwargs=True)
-    model.register_forward_hook(_release, always_call=True)
+    # Around the call, not by a pair of hooks: torch calls no hook after an interrupt.
+    _replace(model, "_call_impl", _call)
     for part in {model.base_model, model.get_decoder()} - {model, None}:
         part.ortho = model.ortho
-        part.register_forward_pre_hook(_capture_inside, with_kwargs=True)
-        part.register_forward_hook(_release_inside, always_call=True)
+        _replace(part, "_call_impl", _call_inside)
+    _replace(model, "generate", _generate)
+    _replace(model, "_expand_inputs_for_generation", _expand)
 
 
-# Dynamo cannot trace context variables. Outside its graphs the hooks keep every rule of the gate.
+def _replace(owner: Any, method: str, function: Any) -> None:
+    """Put ``function(owner, …)`` in the place of a method; a copy of the owner calls the copy."""
+    bound = functools.partial(function, owner)
+    bound.__name__ = method  # type: ignore[attr-defined]  # by which Dynamo knows torch's own
+    setattr(owner, method, bound)
+
+
+# Dynamo cannot trace context variables. Outside its graphs these keep every rule of the gate; the
+# model that is called is compiled all the same.
 _uncompiled = torch.compiler.disable(
     reason="alpha enters here; for a graph without a break compile model.forward"
 )
+_enter, _leave = _uncompiled(gate.enter), _uncompiled(gate.leave)
+
+
+@torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
+def _call(model: Any, *args: Any, **kwargs: Any) -> Any:
+    state = _begin(model, args, kwargs)
+    model.ortho.forwards += 1
+    token = _enter(state)
+    try:
+        model.ortho.under_way.add(id(state))
+        output = nn.Module._call_impl(model, *args, **kwargs)
+    finally:
+        model.ortho.under_way.discard(id(state))
+        _leave(token)
+    _remember(output, state)
+    return output
+
+
+def _call_inside(module: Any, *args: Any, **kwargs: Any) -> Any:
+    if torch.compiler.is_compiling() or id(gate.current()) in module.ortho.under_way:
+        return nn.Module._call_impl(module, *args, **kwargs)
+    return _call(module, *args, **kwargs)
 
 
 @_uncompiled  # type: ignore[untyped-decorator]
-def _capture(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    try:
-        state = _begin(model, args, kwargs)
-    except BaseException:
-        # _release is called all the same, and must not end the forward that this one runs inside.
-        gate.enter(gate.Captured((), torch.zeros(0, 1), ((),), gate.current()))
-        raise
-    model.ortho.forwards += 1
-    model.ortho.under_way.add(id(state))
-    gate.enter(state)
+def _remember(output: Any, state: gate.Captured) -> None:
+    made = output.values() if isinstance(output, dict) else output
+    for part in made if not isinstance(made, torch.Tensor) else ():
+        if isinstance(part, Cache):
+            _tag(part, state.key)
 
 
+@_uncompiled  # type: ignore[untyped-decorator]
 def _begin(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> gate.Captured:
     inputs = args[0] if args else kwargs.get("input_ids")
     if inputs is None:
         inputs = kwargs["inputs_embeds"]
     state = gate.capture(model.ortho.attached, inputs.shape[0], inputs.device)
-    strangers = [name for name in _CACHES if not isinstance(kwargs.get(name), Cache | None)]
+    given = {**dict(zip(_parameters(type(model).forward), args, strict=False)), **kwargs}
+    strangers = [name for name in _CACHES if not isinstance(given.get(name), Cache | None)]
     if strangers:
         raise AlphaError(
-            f"{strangers[0]} is a {type(kwargs[strangers[0]]).__name__}, of which it is not known "
+            f"{strangers[0]} is a {type(given[strangers[0]]).__name__}, of which it is not known "
             "under which alpha it was filled; expected a transformers Cache"
         )
     for cache in (*args, *kwargs.values()):
         if isinstance(cache, Cache):
             _check_cache(cache, state)
             # Now, not after the forward: a forward that fails half-way has filled it, too.
-            cache.libortho_gate = state.key
+            _tag(cache, state.key)
     if torch.is_grad_enabled():
         _carry_alpha(model)
     return state
 
 
-@_uncompiled  # type: ignore[untyped-decorator]
-def _release(model: Any, args: tuple[Any, ...], output: Any) -> None:
-    state = gate.leave()
-    model.ortho.under_way.discard(id(state))
-    cache = getattr(output, "past_key_values", None)
-    if cache is not None and state is not None:
-        cache.libortho_gate = state.key
+@functools.cache
+def _parameters(forward: Hashable) -> tuple[str, ...]:
+    """Names of the inputs of a class's forward, in order."""
+    assert callable(forward)
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
-def _capture_inside(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if torch.compiler.is_compiling() or id(gate.current()) in module.ortho.under_way:
-        return
-    try:
-        _capture(module, args, kwargs)
-    finally:
-        module.ortho.from_inside.add(id(gate.current()))
+def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
+    with gate.copied(1):
+        return type(model).generate(model, *args, **kwargs)
 
 
-def _release_inside(module: Any, args: tuple[Any, ...], output: Any) -> None:
-    if torch.compiler.is_compiling() or id(gate.current()) not in module.ortho.from_inside:
-        return
-    module.ortho.from_inside.discard(id(gate.current()))
-    _release(module, args, output)
+def _expand(model: Any, expand_size: int = 1, *args: Any, **kwargs: Any) -> Any:
+    gate.copy_rows(expand_size)
+    return type(model)._expand_inputs_for_generation(model, expand_size, *args, **kwargs)
 
 
 def _carry_alpha(model: nn.Module) -> None:
@@ -102,17 +137,43 @@ def _carry_alpha(model: nn.Module) -> None:
             module._gradient_checkpointing_func = gate.carried(function)  # type: ignore[assignment]
 
 
-def _check_cache(cache: Any, state: gate.Captured) -> None:
-    """Refuse a key-value cache that was filled under other streams or another α.
+def _tag(cache: Any, key: tuple[Any, ...]) -> None:
+    """Let a cache remember what every row of it was filled under, wherever the row moves."""
+    cache.libortho_gate = key
+    for method in _MOVERS:
+        if method not in vars(cache):
+            _replace(cache, method, functools.partial(_move, method))
 
-    A cache that was repeated row by row, as for beams or candidates, keeps its rows' α.
-    """
-    if not int(cache.get_seq_length()):
-        return
-    filled = getattr(cache, "libortho_gate", None)
-    times = len(state.key) // len(filled) if filled else 0
-    if not filled or tuple(row for row in filled for _ in range(times)) != state.key:
+
+def _move(method: str, cache: Any, rows: Any) -> None:
+    """Move a cache's rows by one of ``_MOVERS``, and what is remembered of each with them."""
+    key, cache.libortho_gate = cache.libortho_gate, ()  # should it fail half-way
+    getattr(type(cache), method)(cache, rows)
+    places = torch.arange(len(key))
+    places = (
+        places.repeat_interleave(rows)
+        if method == "batch_repeat_interleave"
+        else places[torch.as_tensor(rows).cpu()]
+    )
+    cache.libortho_gate = tuple(key[place] for place in places.tolist())
+
+
+def _check_cache(cache: Any, state: gate.Captured) -> None:
+    """Refuse a cache that was filled under other streams or another α than its rows have now."""
+    if _filled(cache) and getattr(cache, "libortho_gate", None) != state.key:
         raise AlphaError(
             "this key-value cache was filled under another alpha or other streams "
             "and would replay them; begin with an empty cache"
         )
+
+
+def _filled(cache: Any) -> bool:
+    """Whether any layer holds keys and values, or a recurrent state."""
+    if isinstance(cache, EncoderDecoderCache):
+        return _filled(cache.self_attention_cache) or _filled(cache.cross_attention_cache)
+    for layer in cache.layers:
+        length = getattr(layer, "get_seq_length", None)
+        recurrent = getattr(layer, "has_previous_state", {})
+        if any(recurrent.values()) or (length is not None and int(length())):
+            return True
+    return False

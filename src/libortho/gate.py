@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +48,11 @@ class Captured:
         names: the attached streams.
         alpha: fp32 [streams, sequences], rows in the order of ``names``.
         key: per sequence, the (id, α) of every open stream: what a cache must be keyed by.
-        outer: the state of the forward that this one runs inside, if any.
     """
 
     names: tuple[str, ...]
     alpha: Tensor
     key: tuple[tuple[tuple[str, float], ...], ...]
-    outer: Captured | None = None
 
     @property
     def sequences(self) -> int:
@@ -66,6 +64,7 @@ Spec = Setting | tuple[Setting, ...]
 
 _ambient: ContextVar[Spec] = ContextVar("libortho_alpha", default=0.0)
 _captured: ContextVar[Captured | None] = ContextVar("libortho_captured", default=None)
+_copies: ContextVar[int] = ContextVar("libortho_copies", default=1)
 
 
 @contextmanager
@@ -112,24 +111,44 @@ def parse(text: str) -> Setting:
     return _setting(values)
 
 
+@contextmanager
+def copied(times: int) -> Iterator[None]:
+    """Let α given row by row stand for ``times`` copies of every row, beside each other.
+
+    Inside the block :func:`copy_rows` changes how many.
+    """
+    token = _copies.set(times)
+    try:
+        yield
+    finally:
+        _copies.reset(token)
+
+
+def copy_rows(times: int) -> None:
+    """From here on, in the block of :func:`copied`, every row is there ``times`` times (beams)."""
+    _copies.set(times)
+
+
 def resolve(spec: Spec, streams: Sequence[StreamInfo], sequences: int) -> Tensor:
     """α as fp32 [streams, sequences].
 
-    Rows given one by one are repeated evenly when the model works on a multiple of them (beams).
+    Rows given one by one are one per sequence; where generation copies sequences (beams), every
+    copy has the α of its row.
 
     Raises:
         AlphaError: a name is not attached, a number is ambiguous, the count of rows does not fit,
             or a stream is opened without a public stream that it requires.
     """
-    rows = spec if isinstance(spec, tuple) else (spec,)
-    if not rows or sequences % len(rows):
+    rows = spec if isinstance(spec, tuple) else (spec,) * sequences
+    if sequences not in (len(rows), len(rows) * _copies.get()):
+        copies = f" ({_copies.get()} copies of each row)" if _copies.get() > 1 else ""
         raise AlphaError(
-            f"alpha has {len(rows)} rows, the batch {sequences} sequences; "
+            f"alpha has {len(rows)} rows, the batch {sequences} sequences{copies}; "
             "give one value, or one per sequence"
         )
     columns = [_by_stream(row, streams) for row in rows]
     table = torch.tensor(columns, dtype=torch.float32).reshape(len(rows), len(streams)).t()
-    return table.repeat_interleave(sequences // len(rows), dim=1).contiguous()
+    return table.repeat_interleave(sequences // max(len(rows), 1), dim=1).contiguous()
 
 
 def capture(streams: Sequence[StreamInfo], sequences: int, device: torch.device) -> Captured:
@@ -140,30 +159,27 @@ def capture(streams: Sequence[StreamInfo], sequences: int, device: torch.device)
         for column in table.t().tolist()
     )
     names = tuple(stream.name for stream in streams)
-    return Captured(names, table.to(device), key, _captured.get())
+    return Captured(names, table.to(device), key)
 
 
 @contextmanager
 def captured(state: Captured | None) -> Iterator[None]:
     """Make ``state`` what the linears inside the block see."""
-    token = _captured.set(state)
+    token = enter(state)
     try:
         yield
     finally:
-        _captured.reset(token)
+        leave(token)
 
 
-def enter(state: Captured) -> None:
-    """Begin a forward under ``state``; :func:`leave` ends it."""
-    _captured.set(state)
+def enter(state: Captured | None) -> Token[Captured | None]:
+    """Make ``state`` what linears see from here to :func:`leave`, which takes what this returns."""
+    return _captured.set(state)
 
 
-def leave() -> Captured | None:
-    """End the innermost forward and return the state that it ran under."""
-    state = _captured.get()
-    if state is not None:
-        _captured.set(state.outer)
-    return state
+def leave(token: Token[Captured | None]) -> None:
+    """End what :func:`enter` began."""
+    _captured.reset(token)
 
 
 def current() -> Captured | None:

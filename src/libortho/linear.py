@@ -284,5 +284,9 @@ def add_gated(y: Tensor, x: Tensor, stream: Callable[[Tensor], Tensor], alpha: T
         opened = torch.zeros_like(x).index_copy(0, open_rows, x[open_rows])
         part = (stream(opened) * alpha[:, None])[open_rows]
         return y.index_add(0, open_rows, part.to(y.dtype))
+    opened = alpha[:, None] != 0
+    if x.is_floating_point():
+        # Backwards, too: what a stream holds would reach a closed row's gradient as 0 times it.
+        x = torch.where(opened, x, 0)
     part = stream(x) * alpha[:, None]
-    return torch.where(alpha[:, None] != 0, y + part.to(y.dtype), y)
+    return torch.where(opened, y + part.to(y.dtype), y)

@@ -44,7 +44,6 @@ class Ortho:
     attached: list[gate.StreamInfo] = field(default_factory=list)
     forwards: int = 0
     under_way: set[int] = field(default_factory=set)
-    from_inside: set[int] = field(default_factory=set)
 
     @property
     def base(self) -> BaseStream:

@@ -167,12 +167,19 @@ def test_rows_of_a_batch_have_their_own_setting() -> None:
         assert seen(sequences=2) == [[1.0, 1.0], [1.0, 1.0]]
 
 
-def test_rows_are_repeated_evenly_for_beams_and_must_fit() -> None:
+def test_rows_are_one_per_sequence_or_per_copied_sequence() -> None:
     with gate.alpha([0, 1]):
-        assert seen((PRIVATE,), 6) == [[0.0, 0.0, 0.0, 1.0, 1.0, 1.0]]
-        for sequences in (1, 3, 5):
+        for sequences in (1, 3, 4, 6):
             with pytest.raises(AlphaError, match=f"2 rows, the batch {sequences} sequences"):
                 seen((PRIVATE,), sequences)
+        with gate.copied(1):
+            gate.copy_rows(3)
+            assert seen((PRIVATE,), 6) == [[0.0, 0.0, 0.0, 1.0, 1.0, 1.0]]
+            assert seen((PRIVATE,), 2) == [[0.0, 1.0]]
+            with pytest.raises(AlphaError, match=r"4 sequences \(3 copies of each row"):
+                seen((PRIVATE,), 4)
+        with pytest.raises(AlphaError, match="2 rows, the batch 6 sequences"):
+            seen((PRIVATE,), 6)
     with gate.alpha([]), pytest.raises(AlphaError, match="0 rows"):
         seen((PRIVATE,))
 
@@ -248,20 +255,20 @@ def test_rows_expand_sequences_to_tokens_in_the_order_of_the_linear() -> None:
 
 def test_a_setting_made_during_a_forward_waits_for_the_next_one() -> None:
     with gate.alpha(1):
-        gate.enter(gate.capture((PRIVATE,), 1, CPU))
-    with gate.alpha(0):
+        state = gate.capture((PRIVATE,), 1, CPU)
+    with gate.captured(state), gate.alpha(0):
         assert gate.rows(["private"], (PRIVATE,), torch.empty(1, 2, 8)).tolist() == [[1, 1]]
-    state = gate.leave()
-    assert state is not None
-    assert state.outer is None
-    assert gate.leave() is None
+    assert gate.current() is None
 
 
 def test_forwards_inside_forwards_end_one_by_one() -> None:
-    gate.enter(gate.capture((PRIVATE,), 1, CPU))
+    closed = gate.capture((PRIVATE,), 1, CPU)
     with gate.alpha(1):
-        gate.enter(gate.capture((PRIVATE,), 1, CPU))
-    assert gate.leave().alpha.tolist() == [[1.0]]
-    assert gate.current().alpha.tolist() == [[0.0]]
-    assert gate.leave().alpha.tolist() == [[0.0]]
+        opened = gate.capture((PRIVATE,), 1, CPU)
+    with gate.captured(closed):
+        with gate.captured(opened):
+            assert gate.current() is opened
+        with pytest.raises(KeyboardInterrupt), gate.captured(opened):
+            raise KeyboardInterrupt
+        assert gate.current() is closed
     assert gate.current() is None

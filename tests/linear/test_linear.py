@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from libortho import gate
 from libortho.errors import AlphaError, ConfigError
 from libortho.gate import StreamInfo
-from libortho.linear import BaseWeight, CsrStream, DenseStream, LowRankStream, OrthoLinear
+from libortho.linear import (
+    BaseWeight,
+    CsrStream,
+    DenseStream,
+    LowRankStream,
+    OrthoLinear,
+    add_gated,
+)
 from libortho.quantizers import mse
 from libortho.streams.layers import CsrLayer, LowRankLayer
 
@@ -309,3 +316,15 @@ def test_it_says_what_it_is(make_layer) -> None:
     assert "group_size=64" in repr(linear)
     assert isinstance(linear, nn.Module)
     assert (linear.out_features, linear.in_features) == SHAPE
+
+
+def test_compiled_gradients_of_closed_rows_do_not_feel_poison() -> None:
+    """All rows are multiplied there, and a closed row's gradient must be selected, too."""
+    x = torch.ones(2, 3, requires_grad=True)
+    poison = torch.full((3, 3), math.nan)
+    compiled = torch.compile(add_gated, backend="eager", fullgraph=True)
+    compiled(
+        torch.zeros(2, 3), x, lambda rows: rows @ poison, torch.tensor([0.0, 1.0])
+    ).sum().backward()
+    assert x.grad[0].tolist() == [0, 0, 0]
+    assert not bool(torch.isfinite(x.grad[1]).any())

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import LinearAttentionLayer
 
 from libortho import gate
 from libortho.errors import AlphaError
@@ -81,7 +82,7 @@ def test_repeated_rows_keep_their_alpha(opened, ids) -> None:
         cache.batch_repeat_interleave(3)
         more = ids[:2, 8:].repeat_interleave(3, dim=0)
         repeated = copy.deepcopy(cache)
-        forward(opened, more, alpha, cache)
+        forward(opened, more, [0, 0, 0, 1, 1, 1] if alpha == [0, 1] else alpha, cache)
         with pytest.raises(AlphaError, match=REPLAY):
             forward(opened, more, 0, repeated)
 
@@ -91,6 +92,66 @@ def test_rows_repeated_in_another_order_are_refused(opened, ids) -> None:
     cache.batch_repeat_interleave(2)
     with pytest.raises(AlphaError, match=REPLAY):
         forward(opened, ids[:, 8:], [0, 1, 0, 1], cache)
+
+
+def swapped(cache):
+    cache.reorder_cache(torch.tensor([1, 0]))
+
+
+def selected(cache):
+    cache.batch_select_indices(torch.tensor([True, False]))
+    cache.batch_repeat_interleave(2)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize(("move", "now"), [(swapped, [0, 1]), (selected, [1, 1])])
+def test_what_a_row_was_filled_under_moves_with_it(opened, ids, move, now, copied: bool) -> None:
+    """Otherwise the row of alpha 0 would go on with the keys and values of the other."""
+    cache = forward(opened, ids[:2, :8], [1, 0]).past_key_values
+    cache = copy.deepcopy(cache) if copied else cache
+    move(cache)
+    with pytest.raises(AlphaError, match=REPLAY):
+        forward(opened, ids[:2, 8:], [1, 0], copy.deepcopy(cache))
+    forward(opened, ids[:2, 8:], now, cache)
+
+
+def test_a_cache_in_a_tuple_remembers(opened, ids) -> None:
+    given = forward(opened, ids[:, :8], 1, return_dict=False)
+    (cache,) = [one for one in given if isinstance(one, DynamicCache)]
+    with pytest.raises(AlphaError, match=REPLAY):
+        forward(opened, ids[:, 8:], 0, copy.deepcopy(cache))
+    forward(opened, ids[:, 8:], 1, cache)
+
+
+def test_states_of_a_kind_that_cannot_remember_are_refused(opened, ids) -> None:
+    """As RWKV's: a list of tensors."""
+    with pytest.raises(AlphaError, match="state is a list"):
+        forward(opened, ids, 0, state=[torch.zeros(1)])
+
+
+def test_a_recurrent_state_is_a_filled_cache(opened, ids) -> None:
+    """A cache with no attention layer does not know of a length."""
+    cache = DynamicCache()
+    cache.layers.append(LinearAttentionLayer())
+    cache.update_conv_state(torch.zeros(4, 2, 3), 0)
+    with pytest.raises(AlphaError, match=REPLAY):
+        forward(opened, ids, 0, cache)
+
+
+def test_an_interrupted_forward_leaves_nothing_open(opened, ids) -> None:
+    closed = opened.model(input_ids=ids).last_hidden_state
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    handle = opened.model.layers[1].register_forward_pre_hook(interrupt)
+    for part in (opened, opened.model):
+        with pytest.raises(KeyboardInterrupt), gate.alpha(1):
+            part(input_ids=ids)
+    handle.remove()
+    assert gate.current() is None
+    assert not opened.ortho.under_way
+    assert torch.equal(opened.model(input_ids=ids).last_hidden_state, closed)
 
 
 def test_a_copied_cache_remembers(opened, ids) -> None:

@@ -74,6 +74,15 @@ def test_beams_keep_the_alpha_of_their_row(opened, ids) -> None:
     assert not torch.equal(mixed[1:], generate(opened, ids[1:2], 0, **options))
 
 
+def test_rows_of_alpha_are_not_spread_over_other_prompts(opened, ids) -> None:
+    with pytest.raises(AlphaError, match="2 rows, the batch 4 sequences"):
+        generate(opened, ids, [1, 0], do_sample=False)
+    with pytest.raises(AlphaError, match=r"2 rows, the batch 12 sequences \(3 copies"):
+        generate(opened, ids, [1, 0], do_sample=False, num_beams=3)
+    with pytest.raises(AlphaError, match="2 rows, the batch 4 sequences"):
+        logits(opened, ids, [1, 0])
+
+
 def test_a_pipeline_obeys_the_gate(opened, tiny_tokenizer) -> None:
     ask = pipeline("text-generation", model=opened, tokenizer=tiny_tokenizer)
     texts = []
@@ -164,7 +173,6 @@ def test_the_decoder_by_itself_is_a_forward_too(opened, ids) -> None:
     with torch.no_grad(), pytest.raises(AlphaError, match="begin with an empty cache"):
         opened.model(input_ids=ids[:, :1], past_key_values=cache)
     assert not opened.ortho.under_way
-    assert not opened.ortho.from_inside
 
 
 def mapped(base: BaseStream) -> dict[str, str]:
