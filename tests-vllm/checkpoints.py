@@ -115,6 +115,7 @@ def poison(directory: Path) -> None:
             (folder / file).unlink()  # it may be a link to the file of another directory
             save_file(tensors, folder / file)
             manifest["files"][file] = sha256_file(folder / file)
-        manifest["id"] = stream_id(manifest["base_id"], manifest["files"])
+        layers = OrthoStream.open(folder).manifest.layers
+        manifest["id"] = stream_id(manifest["base_id"], manifest["files"], layers)
         (folder / MANIFEST).unlink()
         (folder / MANIFEST).write_text(json.dumps(manifest))
