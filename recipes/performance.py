@@ -18,7 +18,28 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = Path("docs/performance.md")
 RESULTS = Path("benchmarks/results")
 PENDING = RESULTS / "pending.json"
-DECODING = "Whole-model decode on the CPU, 1B shape, batch 1, 8 and 32"
+RECORDED: Mapping[str, tuple[str, str]] = {
+    "performance": (
+        "Whole-model decode on the CPU, 1B shape, batch 1, 8 and 32",
+        "libortho experiment performance",
+    ),
+    "killswitch": (
+        "The kill switch at 200 secrets, seeds 0, 1 and 2",
+        "libortho experiment killswitch --text HELDOUT --device cuda",
+    ),
+    "utility": (
+        "What INT4, `repair` and `private` cost in perplexity, seeds 0, 1 and 2",
+        "libortho experiment utility --text HELDOUT --device cuda",
+    ),
+    "separation": (
+        "Every sieve and baseline on one contaminated model, seeds 0, 1 and 2",
+        "libortho experiment separation --device cuda",
+    ),
+    "genius": ("The arithmetic that `repair` brings back", "libortho experiment genius"),
+    "alpha-sweep": ("Leakage, perplexity and arithmetic over α", "libortho experiment alpha-sweep"),
+    "dp": ("DP-SGD on the stream, and its audit", "libortho experiment dp"),
+}
+"""What each folder under records/ would tell, and the command that writes it."""
 
 HEAD = """# Performance
 
@@ -70,9 +91,12 @@ def page(root: Path) -> str:
 
 def unmeasured(root: Path) -> dict[str, str]:
     """What has no record yet, with the command that makes one."""
-    if any((root / "records" / "performance").glob("*.json")):
-        return dict(NOT_RUN)
-    return {DECODING: "libortho experiment performance", **NOT_RUN}
+    missing = {
+        what: command
+        for folder, (what, command) in RECORDED.items()
+        if not any((root / "records" / folder).glob("*.json"))
+    }
+    return missing | dict(NOT_RUN)
 
 
 def pending() -> str:
