@@ -65,5 +65,9 @@ def _options(engine: Any) -> list[tuple[bool, str]]:
             engine.cache_config.kv_sharing_fast_prefill,
             "fast prefill (some layers run on a part of the rows)",
         ),
+        (
+            model.use_mla,
+            "multi-head latent attention (it folds a projection away when alpha is still 0)",
+        ),
         (model.enable_sleep_mode, "sleep mode (weights would come back without streams)"),
     ]
