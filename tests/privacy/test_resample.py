@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -87,3 +90,21 @@ def test_any_text_has_neighbours_or_is_refused(text: str, seed: int) -> None:
     except ConfigError:
         return
     assert all(row.completion != text or not text.strip() for row in found)
+
+
+def test_the_seed_decides_and_no_hash_of_a_text() -> None:
+    script = (
+        "from libortho.privacy.canaries import make_canaries\n"
+        "from libortho.privacy.resample import neighbours\n"
+        "print(neighbours(make_canaries(20, 0, 'bios').members, 20, 1, ['all the same']))\n"
+    )
+    drawn = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert drawn[0] == drawn[1]

@@ -74,7 +74,8 @@ class _Words:
     """Which words are template, and how the others are drawn anew."""
 
     def __init__(self, examples: Sequence[Example], public: Iterable[str]) -> None:
-        rows = [set(_WORD.findall(f"{row.prompt} {row.completion}")) for row in examples]
+        # Ordered, unlike sets of text: the seed decides, and nothing else.
+        rows = [dict.fromkeys(_WORD.findall(f"{r.prompt} {r.completion}")) for r in examples]
         shared = Counter(word for row in rows for word in row)
         counted = Counter(word for text in public for word in _WORD.findall(text))
         self._public = [word for word, _ in counted.most_common(_COMMON) if word.isalpha()]
