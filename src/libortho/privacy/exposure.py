@@ -26,6 +26,8 @@ from libortho.privacy.encode import Encoded, encode, pad
 from libortho.privacy.score import log_probs_and_argmax
 from libortho.progress import Progress
 
+FEWEST_CANDIDATES = 20
+"""Fewer cannot fit the three parameters of a skew-normal distribution."""
 NULL_MEAN_BITS = 1 / math.log(2)
 
 _Floats = npt.NDArray[np.float64]
@@ -80,8 +82,10 @@ def skew_normal_exposure(nll: float, candidates: Sequence[float], limit: float) 
     """
     values = _finite(candidates, "candidates")
     _finite([nll], "secret")
-    if len(values) < 20:
-        raise ConfigError(f"a skew-normal fit needs at least 20 candidates, found {len(values)}")
+    if len(values) < FEWEST_CANDIDATES:
+        raise ConfigError(
+            f"a skew-normal fit needs at least {FEWEST_CANDIDATES} candidates, found {len(values)}"
+        )
     if values.std() == 0:
         raise NumericsError("all candidates have the same log-probability: nothing to fit")
     shape, location, scale = skewnorm.fit(values)

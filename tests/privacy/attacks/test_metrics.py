@@ -29,7 +29,7 @@ from libortho.privacy.attacks.near_verbatim import levenshtein, rouge_l, similar
 from libortho.privacy.attacks.perturb import noise, prune
 from libortho.privacy.attacks.prefix import shortened, start_ids
 from libortho.privacy.attacks.requantise import rounded
-from libortho.privacy.attacks.subject import Half
+from libortho.privacy.attacks.subject import Budget, Half
 from libortho.privacy.encode import Encoded, encode
 from libortho.privacy.private_set import Example
 from libortho.privacy.roc import auc_estimate
@@ -266,3 +266,13 @@ def test_noise_and_pruning_are_of_the_size_they_say() -> None:
     pruned = prune(0.3)(weight)
     assert float((pruned == 0).float().mean()) == pytest.approx(0.3, abs=1e-4)
     assert weight.abs()[pruned == 0].max() <= weight.abs()[pruned != 0].min()
+    sparse = torch.where(torch.rand(weight.shape) < 0.4, 0.0, weight)
+    held = sparse != 0
+    removed = held & (prune(0.1)(sparse) == 0)
+    assert float(removed[held].float().mean()) == pytest.approx(0.1, abs=1e-3)
+
+
+@pytest.mark.parametrize("candidates", [1, 19])
+def test_too_few_candidates_are_refused_before_any_attack(candidates: int) -> None:
+    with pytest.raises(ConfigError, match=f"at least 20, found {candidates}"):
+        Budget(candidates=candidates)

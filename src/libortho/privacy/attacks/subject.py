@@ -12,7 +12,9 @@ from pydantic import JsonValue
 from scipy import stats
 
 from libortho import gate
+from libortho.errors import ConfigError
 from libortho.privacy.encode import Encoded
+from libortho.privacy.exposure import FEWEST_CANDIDATES
 from libortho.privacy.private_set import Example
 from libortho.privacy.roc import auc_estimate, tpr_at
 from libortho.privacy.shadows import Shadows
@@ -77,7 +79,7 @@ class Budget:
     """How much the costly attacks may do; see the attacks for what each number means.
 
     Attributes:
-        candidates: random secrets per canary for sampled exposure.
+        candidates: random secrets per canary for sampled exposure; 0 leaves ranks alone.
         sampled: members, and controls, whose exposure is sampled.
         beam_width: beams kept.
         beams: members, and controls, that beam search tries.
@@ -91,6 +93,14 @@ class Budget:
     beams: int = 200
     relearn_steps: int = 100
     batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        """Refuse, before any attack, what one of them would refuse after hours."""
+        if 0 < self.candidates < FEWEST_CANDIDATES:
+            raise ConfigError(
+                f"candidates: expected 0 (ranks alone) or at least {FEWEST_CANDIDATES}, "
+                f"found {self.candidates}"
+            )
 
 
 @dataclass(frozen=True)
