@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from libortho.sieve.refit import inverse_factor
+
 _BLOCK = 128
 
 
@@ -40,8 +42,7 @@ def sparsegpt(weight: Tensor, hessian: Tensor, share: float) -> Tensor:
     Returns:
         fp32 [N, K], the weight with zeros and updated entries.
     """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    upper = inverse_factor(hessian)
     left = weight.clone()
     columns = weight.shape[1]
     for start in range(0, columns, _BLOCK):

@@ -24,6 +24,13 @@ def damped(hessian: Tensor, damping: float = 0.01) -> Tensor:
     return hessian + torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device) * ridge
 
 
+def inverse_factor(hessian: Tensor) -> Tensor:
+    """U upper triangular [K, K] with Uᵀ U = H⁻¹, for H positive definite."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor
+
+
 def refit(target: Tensor, hessian: Tensor, mask: Tensor) -> Tensor:
     """Values [N, K], zero outside ``mask``, that bring H-weighted error to its minimum.
 

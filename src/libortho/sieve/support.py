@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from libortho.errors import ConfigError, NumericsError
+from libortho.sieve.refit import inverse_factor
 
 Budget = Literal["uniform", "global"]
 
@@ -40,9 +41,7 @@ def spqr_impact(target: Tensor, hessian: Tensor) -> Tensor:
     1 / L_jj² is the variance of input j that those after it, which GPTQ has left to make up for an
     error with, do not explain; OBS takes what all others do not explain.
     """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return target.square() / upper.diagonal().square()
+    return target.square() / inverse_factor(hessian).diagonal().square()
 
 
 def top_k(score: Tensor, count: int) -> Tensor:

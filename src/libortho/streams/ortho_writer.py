@@ -43,8 +43,7 @@ def vacant(base: str | Path, name: str) -> Path:
         ConfigError: the name is not allowed, or a stream of that name stands there.
     """
     directory = Path(base) / STREAM_FOLDER / check_name(name)
-    if directory.exists():
-        raise ConfigError(f"{directory}: already there; choose another --stream or delete it first")
+    _check_free(directory)
     return directory
 
 
@@ -76,8 +75,8 @@ def write_stream(
         NumericsError: a layer holds NaN or Inf, or what fp16 cannot hold.
     """
     check_folder(directory, check_name(name))
-    if directory.exists() and not replace:
-        raise ConfigError(f"{directory}: already there; choose another --stream or delete it first")
+    if not replace:
+        _check_free(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=directory.parent))
     try:
@@ -107,6 +106,11 @@ def write_stream(
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return OrthoStream.open(directory)
+
+
+def _check_free(directory: Path) -> None:
+    if directory.exists():
+        raise ConfigError(f"{directory}: already there; choose another --stream or delete it first")
 
 
 def _entry(layer: Layer) -> LayerEntry:
