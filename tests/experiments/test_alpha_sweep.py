@@ -11,7 +11,7 @@ import pytest
 from libortho import records
 from libortho.errors import ConfigError
 from libortho.experiments import alpha_sweep as module
-from libortho.experiments.alpha_sweep import FULL, alpha_sweep
+from libortho.experiments.alpha_sweep import FULL, SMALL, alpha_sweep
 from libortho.records import Record
 from libortho.repair import RepairOptions
 
@@ -25,6 +25,7 @@ PLAN = replace(
     alphas=(0.0, 0.5, 1.0),
     ways=replace(
         FULL.ways,
+        members=MEMBERS,
         tune=FULL.ways.tune.model_copy(update=SHORT),
         repair=RepairOptions(steps=1, windows=2, batch=2),
     ),
@@ -38,8 +39,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def record(folder: Path, tiny_checkpoint: Path) -> Record:
-    (made,) = alpha_sweep(tiny_checkpoint, folder, seeds=[0], members=MEMBERS, plan=PLAN)
+    (made,) = alpha_sweep(tiny_checkpoint, folder, seeds=[0], plan=PLAN)
     return made
+
+
+def with_ways(**changes: Any) -> module.Plan:
+    return replace(PLAN, ways=replace(PLAN.ways, **changes))
 
 
 def test_only_tune_is_made(record: Record, folder: Path) -> None:
@@ -97,7 +102,7 @@ def test_a_second_run_measures_nothing_again(
         raise AssertionError("measured again")
 
     monkeypatch.setattr(module, "load", refuse)
-    (again,) = alpha_sweep(tiny_checkpoint, folder, seeds=[0], members=MEMBERS, plan=PLAN)
+    (again,) = alpha_sweep(tiny_checkpoint, folder, seeds=[0], plan=PLAN)
     assert again.methods["tune"].figures == record.methods["tune"].figures
 
 
@@ -105,6 +110,31 @@ def test_a_folder_with_other_canaries_is_refused(
     record: Record, folder: Path, tiny_checkpoint: Path
 ) -> None:
     with pytest.raises(ConfigError, match="--members 4"):
-        alpha_sweep(tiny_checkpoint, folder, seeds=[0], members=5, plan=PLAN)
+        alpha_sweep(tiny_checkpoint, folder, seeds=[0], plan=with_ways(members=5))
     kept = (folder / "seed-0" / "members.jsonl").read_text("utf-8")
     assert len(kept.splitlines()) == MEMBERS
+
+
+def test_a_folder_of_another_plan_is_refused_with_what_differs(
+    record: Record, folder: Path, tiny_checkpoint: Path
+) -> None:
+    longer = with_ways(tune=PLAN.ways.tune.model_copy(update={"steps": 26}))
+    with pytest.raises(ConfigError, match=r"ways\.plan\.json .*: tune\.steps is 25 there and 26 "):
+        alpha_sweep(tiny_checkpoint, folder, seeds=[0], plan=longer)
+    other = with_ways(repair=RepairOptions(steps=3, windows=2, batch=2))
+    with pytest.raises(ConfigError, match=r"base\.plan\.json .*: repair\.steps is 1 there and 3 "):
+        alpha_sweep(tiny_checkpoint, folder, seeds=[0], plan=other)
+
+
+def test_without_recall_at_the_largest_alpha_no_other_is_measured(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    short = with_ways(tune=PLAN.ways.tune.model_copy(update={"steps": 1, "lr": 1e-6}))
+    (made,) = alpha_sweep(tiny_checkpoint, tmp_path, seeds=[0], plan=short)
+    assert made.verdict == "VOID"
+    assert [point["alpha"] for point in made.methods["tune"].figures["sweep"]] == [1.0]
+
+
+def test_the_small_plan_is_small_in_what_it_trains() -> None:
+    assert SMALL.ways.members < FULL.ways.members
+    assert SMALL.ways.tune.steps < FULL.ways.tune.steps

@@ -12,7 +12,7 @@ from libortho import records
 from libortho.errors import ConfigError
 from libortho.experiments import dp as module
 from libortho.experiments.dp import ABLATION, FULL, UNPROTECTED, _checks, dp
-from libortho.experiments.verdict import judge
+from libortho.experiments.verdict import Check, judge
 from libortho.records import Record
 from libortho.repair import RepairOptions
 from libortho.tune import dpsgd
@@ -35,17 +35,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def record(folder: Path, tiny_checkpoint: Path) -> Record:
+def void(folder: Path, tiny_checkpoint: Path) -> Record:
     pytest.importorskip("opacus")
     (made,) = dp(tiny_checkpoint, folder, plan=PLAN)
     return made
 
 
-def test_six_secrets_audit_nothing_and_the_run_is_void(record: Record, tmp_path: Path) -> None:
-    assert record.verdict == "VOID"
-    assert f"{UNPROTECTED}: audited lower bound" in record.reason
-    records.write(record, tmp_path / "record.json")
-    assert records.read(tmp_path / "record.json") == record
+@pytest.fixture(scope="module")
+def record(void: Record, folder: Path, tiny_checkpoint: Path) -> Record:
+    """As if six secrets had proved something."""
+    with pytest.MonkeyPatch.context() as patch:
+        power = Check("power", True, "VOID", 9.0, "> 4")
+        patch.setattr(module, "_power", lambda *_: power)
+        (made,) = dp(tiny_checkpoint, folder, plan=PLAN)
+    return made
+
+
+def test_six_secrets_audit_nothing_and_the_run_is_void(void: Record, tmp_path: Path) -> None:
+    assert void.verdict == "VOID"
+    assert f"{UNPROTECTED}: audited lower bound" in void.reason
+    assert set(void.methods) == {UNPROTECTED}, "nothing is trained after what decides"
+    records.write(void, tmp_path / "record.json")
+    assert records.read(tmp_path / "record.json") == void
 
 
 def test_epsilon_is_printed_where_it_was_spent_and_nowhere_else(record: Record) -> None:
@@ -71,6 +82,7 @@ def test_a_second_run_trains_nothing_again(
         raise AssertionError("trained again")
 
     monkeypatch.setattr(module, "train_privately", refuse)
+    monkeypatch.setattr(module, "_power", lambda *_: Check("power", True, "VOID", 9.0, "> 4"))
     (again,) = dp(tiny_checkpoint, folder, plan=PLAN)
     assert again.methods == record.methods
 
@@ -95,4 +107,4 @@ def test_the_rule(unprotected: float, audited: float, verdict: str) -> None:
         "eps-8": {"epsilon": 8.0, "epsilon_lower": 2.0},
         ABLATION: {},
     }
-    assert judge(_checks(figures))[0] == verdict
+    assert judge(_checks(figures, (1.0, 8.0)))[0] == verdict

@@ -76,6 +76,7 @@ def stages(folder: Path) -> dict[str, float]:
 def test_what_was_not_learned_makes_the_run_void(record: Record) -> None:
     assert record.verdict == "VOID"
     assert "recall" in record.reason
+    assert "family" not in record.figures, "sampled for a run that shows nothing"
 
 
 def test_alpha_0_is_the_base_bit_for_bit(record: Record) -> None:

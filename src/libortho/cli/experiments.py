@@ -16,7 +16,7 @@ from libortho.cli.console import emit, shown, stderr
 from libortho.cli.options import Device, Json, Plan, Texts, text
 from libortho.cli.performance import run_performance
 from libortho.errors import ConfigError
-from libortho.experiments.catalogue import EXPERIMENTS, Ask
+from libortho.experiments.catalogue import EXPERIMENTS, Ask, workplace
 from libortho.experiments.killswitch import demo
 from libortho.experiments.series import run_all
 from libortho.records import Record
@@ -74,9 +74,14 @@ def experiment_verb(
     model: Annotated[str, typer.Option(help="Public checkpoint.")] = REFERENCE,
     members: Members = None,
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="Repeatable.")] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Working directory, resumable.")] = Path(
-        "out/canaries"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            help="Working directory, resumable. Default: out/canaries, or out/canaries-small.",
+        ),
+    ] = None,
     where: Records = Path("records"),
     small: Annotated[
         bool,
@@ -102,6 +107,7 @@ def experiment_verb(
         decoded = run_performance(where, (seeds or [0])[0], json)
         raise typer.Exit(STATUS[decoded.verdict])
     made: list[Record] = []
+    out = out or Path("out") / workplace(small)
     with shown() as progress:
         ask = Ask(
             model,

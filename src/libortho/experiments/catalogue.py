@@ -125,11 +125,13 @@ def _separation(ask: Ask, seed: int) -> list[Record]:
 
 def _alpha_sweep(ask: Ask, seed: int) -> list[Record]:
     plan = alpha_sweep.SMALL if ask.small else alpha_sweep.FULL
-    plan = replace(plan, problems=ask.problems or plan.problems)
-    members = ask.members or MEMBERS
-    return alpha_sweep.alpha_sweep(
-        ask.model, ask.folder, members=members, plan=plan, **ask.common(seed)
+    members = ask.members or plan.ways.members
+    plan = replace(
+        plan,
+        problems=ask.problems or plan.problems,
+        ways=replace(plan.ways, members=members),
     )
+    return alpha_sweep.alpha_sweep(ask.model, ask.folder, plan=plan, **ask.common(seed))
 
 
 def _dp(ask: Ask, seed: int) -> list[Record]:
@@ -140,6 +142,11 @@ def _dp(ask: Ask, seed: int) -> list[Record]:
 
 def _performance(ask: Ask, seed: int) -> list[Record]:
     return [performance(seed=seed, progress=ask.progress)]
+
+
+def workplace(small: bool) -> str:
+    """Name of the folder that experiments share: one plan a folder, and ``small`` is another."""
+    return "canaries-small" if small else "canaries"
 
 
 _TRAINED = frozenset({"members", "device"})

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from libortho import gate
 from libortho.evaluate.inputs import Inputs
 from libortho.evaluate.perplexity import perplexity
 from libortho.evaluate.processes import StockScores, run_probe, run_stock
+from libortho.experiments import rules
+from libortho.experiments.claim import claim
 from libortho.experiments.family import CONDITION, FAMILY
 from libortho.experiments.figures import HELDOUT, PYDOC, Figures, figures
-from libortho.experiments.states import measure
+from libortho.experiments.states import Measured, measure
 from libortho.experiments.ways import Made
 from libortho.model import load
 from libortho.privacy.encode import pad
@@ -94,8 +97,7 @@ def evaluate(
                 run_stock(way.path, core, progress=progress),
                 run_probe(way.path, core, progress=progress),
             )
-    sampled, family = _sampled(made, measures, folder, device, progress)
-    ways: dict[str, Figures] = {}
+    found: dict[str, tuple[Measured, StockScores]] = {}
     for way in made.ways:
         base_id = json.loads((way.path / "libortho.json").read_text("utf-8"))["base_id"]
         int4, untouched = by_base[base_id]
@@ -103,6 +105,18 @@ def evaluate(
         measured = measure(
             way, core, made.members, made.controls, untouched, texts=texts, progress=progress
         )
+        found[way.name] = measured, int4
+    merged = _merged(fp, made)
+    opened = [found[way.name][0].recall("alpha1") for way in made.ways if way.guarantee == "exact"]
+    # A run that is VOID for want of recall is not worth the candidates of its family of tests.
+    sampled, family = (
+        _sampled(made, measures, folder, device, progress)
+        if min([merged[0], *opened]) >= rules.RECALL
+        else ({}, None)
+    )
+    ways: dict[str, Figures] = {}
+    for way in made.ways:
+        measured, int4 = found[way.name]
         ways[way.name] = figures(
             way,
             measured,
@@ -111,7 +125,7 @@ def evaluate(
             sampled=sampled if way.guarantee == "exact" else {},
             seed=seed,
         )
-    return Evaluated(ways, _merged(fp, made), family)
+    return Evaluated(ways, merged, family)
 
 
 def _merged(fp: Mapping[Path, StockScores], made: Made) -> tuple[float, float]:
@@ -127,6 +141,8 @@ def _sampled(
     if not measures.candidates:
         return {}, None
     file = folder / "exposure-alpha0.json"
+    told: dict[str, JsonValue] = {"base": made.base.id, "candidates": measures.candidates}
+    claim(folder, file.stem, told, leaves=[file.name])
     if not file.is_file():
         model = load(made.base.path, device=device)
         tokenizer = made.base.checkpoint.tokenizer()

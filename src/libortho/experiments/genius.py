@@ -210,24 +210,24 @@ class _Run:
         }
         raw: dict[str, Any] = {name: rounded.as_json()}
         points = []
-        for density in self.plan.densities:
+        # Where rounding lost too little to tell, there is nothing that `repair` could bring back.
+        for density in () if void else self.plan.densities:
             where = self._repaired(name, base, density)
             mended = self._answers(where.name, where, {REPAIR: 1.0})
-            point: dict[str, Any] = {
-                "density": density,
-                "accuracy": mended.accuracy,
-                "accuracy_interval": _interval(mended.correct),
-                "p": mcnemar(mended.correct, rounded.correct),
-                **self._perplexity(mended, full),
-                "recovered": None,
-            }
-            if not void:
-                share = recovered_fraction(
-                    full.correct, rounded.correct, mended.correct, seed=self.seed
-                )
-                point["recovered"] = share.value
-                point["recovered_interval"] = [share.interval.low, share.interval.high]
-            points.append(point)
+            share = recovered_fraction(
+                full.correct, rounded.correct, mended.correct, seed=self.seed
+            )
+            points.append(
+                {
+                    "density": density,
+                    "accuracy": mended.accuracy,
+                    "accuracy_interval": _interval(mended.correct),
+                    "p": mcnemar(mended.correct, rounded.correct),
+                    **self._perplexity(mended, full),
+                    "recovered": share.value,
+                    "recovered_interval": [share.interval.low, share.interval.high],
+                }
+            )
             raw[where.name] = mended.as_json()
         return {**figures, "repaired": points, "raw": raw}
 
@@ -315,11 +315,11 @@ def _checks(methods: Mapping[str, Mapping[str, Any]]) -> list[Check]:
     """
     judged = HEADLINE if HEADLINE in methods else next(iter(methods))
     base = methods[judged]
-    first = base["repaired"][0]
     limit = f"> {ERRORS:g} standard errors, {ERRORS * base['lost_error']:.4g}"
     checks = [Check(f"{judged}: FP − base", not base["void"], "VOID", base["lost"], limit)]
     if base["void"]:
         return checks
+    first = base["repaired"][0]
     at = f"{judged} with {100 * first['density']:g}% repair"
     return [
         *checks,

@@ -11,7 +11,7 @@ from typing import Any
 
 from libortho import records
 from libortho.errors import ConfigError, LibOrthoError
-from libortho.experiments.catalogue import EXPERIMENTS, Ask, Experiment
+from libortho.experiments.catalogue import EXPERIMENTS, Ask, Experiment, workplace
 from libortho.experiments.states import backend_name
 from libortho.records import Record
 
@@ -48,7 +48,7 @@ def run_all(
     for name, experiment in experiments.items():
         for seed in seeds or experiment.seeds:
             path = where / name / f"seed-{seed}.json"
-            asked = _asked(ask, experiment, name)
+            asked = _asked(ask, experiment)
             line = {"experiment": name, "seed": seed, "asked": _told(asked), "record": str(path)}
             if _stands(done, line):
                 made.append(records.read(path))
@@ -94,17 +94,18 @@ def _made(name: str, experiment: Experiment, ask: Ask, seed: int, path: Path) ->
     return experiment.record(ask, seed)
 
 
-def _asked(ask: Ask, experiment: Experiment, name: str) -> Ask:
-    """The part of the question that an experiment takes, in a folder that nobody else fills."""
+def _asked(ask: Ask, experiment: Experiment) -> Ask:
+    """The part of the question that an experiment takes, in a folder of its plan."""
     takes = experiment.takes
+    small = ask.small and "small" in takes
     return replace(
         ask,
-        folder=ask.folder / "work" / ("separation" if name == "separation" else "canaries"),
+        folder=ask.folder / "work" / workplace(small),
         members=ask.members if "members" in takes else None,
         problems=ask.problems if "problems" in takes else None,
         bases=ask.bases if "base" in takes else (),
         densities=ask.densities if "density" in takes else (),
-        small=ask.small and "small" in takes,
+        small=small,
         device=ask.device if "device" in takes else "cpu",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -62,6 +63,11 @@ class Measured:
     unlike: tuple[str, ...] = ()
     calls: CallRegion = field(default_factory=lambda: CallRegion(REGION))
     tolerance: float = 0.0
+
+    def recall(self, state: str) -> float:
+        """Share of the members that are recited in a state."""
+        members, _ = self.scores[state]
+        return fmean(one.exact for one in members)
 
 
 def measure(

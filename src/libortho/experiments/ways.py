@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, JsonValue
 
 from libortho.checkpoint import Checkpoint, resolve
 from libortho.errors import ConfigError
+from libortho.experiments.claim import claim
 from libortho.experiments.lora import LORA_OPTIONS, MERGED, memorise
 from libortho.experiments.states import Way
 from libortho.gate import REPAIR, Setting
@@ -44,6 +46,7 @@ _OUTPUTS = {
     "delta": ("delta",),
     "residual": ("residual",),
 }
+_STAGE = ".stage.json"
 STATES: Mapping[str, Any] = {
     "alpha0": 0.0,
     "repair": {"repair": 1.0},
@@ -107,8 +110,13 @@ def make_base(
     device: str | torch.device = "cpu",
     progress: Progress = silent,
 ) -> BaseStream:
-    """Quantise the public checkpoint and add its public `repair` stream, unless both are there."""
+    """Quantise the public checkpoint and add its public `repair` stream, unless both are there.
+
+    Raises:
+        ConfigError: the base there is of another checkpoint, text or `repair`.
+    """
     path = folder / "base"
+    claim(folder, "base", _asked(public, text) | {"repair": _json(plan.repair)}, leaves=[path.name])
     base = (
         BaseStream.open(path)
         if is_base(path)
@@ -133,18 +141,21 @@ def make_ways(
 ) -> Made:
     """Draw canaries, memorise them twice over, and split.
 
-    Every stage leaves a directory and a ``*.stage.json``; a run in the same ``folder`` goes on
-    after the last stage that was finished.
+    Every stage leaves a directory and a ``*.stage.json``; a run of the same plan in the same
+    ``folder`` goes on after the last stage that was finished.
 
     Args:
         wanted: ways to make; ``delta`` and ``residual`` need a LoRA that ``tune`` does not.
 
     Raises:
-        ConfigError: ``folder`` holds other canaries.
+        ConfigError: ``folder`` holds other canaries, or what was made with other options.
     """
     canaries = make_canaries(plan.members, seed)
     data = folder / "members.jsonl"
     _keep(canaries, data, folder / "controls.jsonl")
+    how = {key: _json(getattr(plan, key)) for key in ("tune", "lora", "delta", "residual")}
+    stages_there = [f"{stage}{_STAGE}" for stage in _OUTPUTS]
+    claim(folder, "ways", _asked(public, text) | {"base": base.id, **how}, leaves=stages_there)
     tokenizer = base.checkpoint.tokenizer()
     members, controls = (encode(tokenizer, half) for half in (canaries.members, canaries.controls))
     options = plan.tune.model_copy(update={"seed": seed})
@@ -206,6 +217,18 @@ def make_ways(
     return Made(base, canaries, members, controls, lora / MERGED, chosen, curves, seconds)
 
 
+def _asked(public: str | Path, text: Text | None) -> dict[str, JsonValue]:
+    return {
+        "public_sha256": Checkpoint(public).sha256(),
+        "text_sha256": text.sha256 if text else "shipped",
+    }
+
+
+def _json(options: BaseModel) -> JsonValue:
+    found: JsonValue = options.model_dump(mode="json")
+    return found
+
+
 def _keep(canaries: CanarySet, members: Path, controls: Path) -> None:
     """Write the canaries, unless they are there; others there are what a stream was trained on."""
     there = [file for file in (members, controls) if file.is_file()]
@@ -228,7 +251,7 @@ class _Stage:
 
 def _finished(folder: Path, stage: Callable[[], Curve]) -> _Stage:
     """Run a stage, or read what it left when it was run before."""
-    file = folder / f"{stage.__name__}.stage.json"
+    file = folder / f"{stage.__name__}{_STAGE}"
     if file.is_file():
         return _Stage(**json.loads(file.read_text("utf-8")))
     for leftover in _OUTPUTS[stage.__name__]:

@@ -46,11 +46,12 @@ def _genius(record: Record) -> list[Table]:
     rows: list[tuple[str, Sequence[Cell]]] = []
     for name, method in record.methods.items():
         values = method.figures
-        rows.append((f"{name}, alone", [*_accuracy(record, values), NONE, NONE]))
+        lost = VOID if values.get("void") else NONE
+        rows.append((f"{name}, alone", [*_accuracy(record, values), lost, NONE]))
         for point in points(record, name, "repaired"):
             label = f"{name} + {100 * point['density']:g}% repair"
-            recovered = VOID if values.get("void") else _share(record, point)
-            rows.append((label, [*_accuracy(record, point), recovered, _p(point.get("p"))]))
+            cells = [*_accuracy(record, point), _share(record, point), _p(point.get("p"))]
+            rows.append((label, cells))
     return [
         Table(
             "Arithmetic that rounding costs, and repair brings back",
