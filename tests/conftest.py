@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pydoc_data.topics
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from libortho import gate
+from libortho.privacy.encode import Encoded, pad
 from libortho.quantize import quantize
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import DenseLayer, Layer, LowRankLayer, csr_from_dense
@@ -23,6 +24,7 @@ END = "<|endoftext|>"
 
 MakeTiny = Callable[..., Path]
 MakeLayers = Callable[..., dict[str, Layer]]
+Memorise = Callable[..., PreTrainedModel]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -112,6 +114,33 @@ def tiny_model(tiny_checkpoint: Path) -> PreTrainedModel:
 def tiny_tokenizer(tiny_checkpoint: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of ``tiny_checkpoint``."""
     return PreTrainedTokenizerFast.from_pretrained(tiny_checkpoint)
+
+
+def train_by_heart(
+    model: PreTrainedModel, encoded: Sequence[Encoded], *, loss: float = 0.01, steps: int = 200
+) -> PreTrainedModel:
+    """Train every parameter on the completions until their mean token NLL is below ``loss``."""
+    model.requires_grad_(True)
+    batch = pad(encoded)
+    position = torch.arange(1, batch.input_ids.shape[1])
+    wanted = (position >= batch.prompt_lengths[:, None]) & (batch.attention_mask[:, 1:] == 1)
+    targets = batch.input_ids[:, 1:][wanted]
+    optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        logits = model(batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
+        found = torch.nn.functional.cross_entropy(logits[wanted], targets)
+        found.backward()
+        optimiser.step()
+        if found < loss:
+            break
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def memorise() -> Memorise:
+    """``memorise(model, encoded, loss=0.01, steps=200)`` trains a model and returns it."""
+    return train_by_heart
 
 
 @pytest.fixture(scope="session")

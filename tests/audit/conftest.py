@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 from libortho.privacy.attacks.subject import Budget
 from libortho.privacy.canaries import make_canaries
-from libortho.privacy.encode import encode, pad
+from libortho.privacy.encode import encode
 from libortho.tune import tune, tune_options
 
 
@@ -56,22 +56,12 @@ def tuned(tmp_path_factory, tiny_base: Path, tiny_checkpoint: Path, files: Files
 
 
 @pytest.fixture(scope="session")
-def leaking(tmp_path_factory, tiny_checkpoint: Path, tiny_tokenizer, files: Files) -> Path:
+def leaking(
+    tmp_path_factory, tiny_checkpoint: Path, tiny_tokenizer, files: Files, memorise
+) -> Path:
     """A plain checkpoint that recites every member."""
     model = LlamaForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
-    batch = pad(encode(tiny_tokenizer, make_canaries(24, 0).members))
-    position = torch.arange(1, batch.input_ids.shape[1])
-    wanted = (position >= batch.prompt_lengths[:, None]) & (batch.attention_mask[:, 1:] == 1)
-    targets = batch.input_ids[:, 1:][wanted]
-    optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for _ in range(200):
-        optimiser.zero_grad()
-        logits = model(batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits[wanted], targets)
-        loss.backward()
-        optimiser.step()
-        if loss < 0.02:
-            break
+    memorise(model, encode(tiny_tokenizer, make_canaries(24, 0).members), loss=0.02)
     out = tmp_path_factory.mktemp("audit") / "leaking"
     model.save_pretrained(out)
     tiny_tokenizer.save_pretrained(out)

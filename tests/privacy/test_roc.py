@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from libortho.errors import ConfigError
 from libortho.privacy.roc import auc_estimate, roc_curve, tpr_at
 
 scores = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=12)
@@ -24,7 +25,7 @@ def test_auc_is_the_share_of_pairs_won_and_the_area_under_the_curve(
     won = sum((a < b) + 0.5 * (a == b) for a in members for b in controls)
     found = auc_estimate(members, controls, seed=0, resamples=50)
     assert found.value == pytest.approx(won / (len(members) * len(controls)))
-    assert found.interval.low <= found.interval.high
+    assert found.interval.low < found.interval.high
     points = roc_curve(members, controls)
     assert points[0] == (0, 0)
     assert points[-1] == (1, 1)
@@ -65,6 +66,29 @@ def test_full_separation_has_an_interval_that_shrinks_with_n() -> None:
     assert 0.6 < few.interval.low < 0.9
     mirrored = auc_estimate([1.0] * 10, [0.0] * 10, seed=0)
     assert mirrored.interval.high == pytest.approx(1 - few.interval.low)
+
+
+def test_equal_scores_have_an_interval_that_shrinks_with_n() -> None:
+    """All scores tied: no resample differs, and yet little is known of the AUC."""
+    few = auc_estimate([1.0] * 10, [1.0] * 10, seed=0)
+    many = auc_estimate([1.0] * 200, [1.0] * 200, seed=0)
+    assert few.value == many.value == 0.5
+    assert 0.2 < few.interval.low < many.interval.low < 0.47
+    assert few.interval.high == pytest.approx(1 - few.interval.low)
+
+
+def test_the_allowed_controls_are_counted_exactly() -> None:
+    """In doubles .29 · 100 is 28.999…, .57 · 100 is 56.999…: one control too few."""
+    controls = [float(i) for i in range(100)]
+    for fpr, allowed in ((0.29, 29), (0.57, 57), (0.1, 10), (0.01, 1)):
+        found = tpr_at([allowed - 0.5, allowed + 0.5], controls, fpr)
+        assert found.caught == 1, fpr
+        assert found.fpr == fpr
+    assert tpr_at([2.5, 3.5], controls[:30], 0.1).caught == 1
+    with pytest.raises(ConfigError):
+        tpr_at([0.0], controls, 1.0)
+    with pytest.raises(ConfigError):
+        tpr_at([0.0], [], 0.01)
 
 
 def test_tpr_counts_members_below_the_allowed_controls() -> None:

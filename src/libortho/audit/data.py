@@ -32,6 +32,11 @@ class Data:
     controls_sha256: str
     drawn: bool
 
+    @property
+    def halves(self) -> tuple[Sequence[Example], Sequence[Example]]:
+        """Members, controls."""
+        return self.members, self.controls
+
 
 def read_data(
     members: str | Path, controls: str | Path | None = None, limit: int | None = None

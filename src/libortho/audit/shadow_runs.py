@@ -7,10 +7,12 @@ DIR/00/model/           what training made of it: a directory of libortho, or an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from libortho import gate
@@ -18,7 +20,7 @@ from libortho.audit.target import open_target
 from libortho.errors import ConfigError
 from libortho.privacy.encode import encode
 from libortho.privacy.private_set import Example, read_jsonl, write_jsonl
-from libortho.privacy.shadows import Shadows, halves
+from libortho.privacy.shadows import Shadows, check_inside, halves
 from libortho.privacy.token_scores import token_scores
 from libortho.progress import Progress, silent
 
@@ -43,22 +45,55 @@ def write_shadows(
     return made
 
 
-def read_shadows(
-    folder: str | Path,
-    examples: Sequence[Example],
-    *,
-    batch_size: int = 32,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    progress: Progress = silent,
-) -> Shadows:
-    """Score every example under every run; a run with streams is scored with all of them open.
+@dataclass(frozen=True)
+class ShadowRuns:
+    """Runs that are complete and enough, not yet scored.
+
+    Attributes:
+        folders: one a run.
+        inside: [runs, examples] bool, whether the run was trained on the example.
+        identity: sha256 over what the runs were trained on and the files of their checkpoints
+            (names, sizes and times).
+    """
+
+    folders: Sequence[Path]
+    inside: npt.NDArray[np.bool_]
+    identity: str
+
+    def score(
+        self,
+        examples: Sequence[Example],
+        *,
+        batch_size: int = 32,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        progress: Progress = silent,
+    ) -> Shadows:
+        """Score every example under every run; one with streams with all of them open.
+
+        Args:
+            examples: members, then controls, as the runs were opened with.
+        """
+        nll = np.zeros(self.inside.shape)
+        for row, run in enumerate(self.folders):
+            shadow = open_target(run / MODEL, None, device=device, dtype=dtype)
+            encoded = encode(shadow.tokenizer, examples, shadow.context)
+            with gate.alpha(shadow.states[-1].alpha):
+                found = token_scores(shadow.model, encoded, batch_size, stage=f"shadow {run.name}")
+            nll[row] = [one.nll for one in found]
+            progress("shadows", row + 1, len(self.folders), {})
+        return Shadows(nll, self.inside)
+
+
+def open_shadows(folder: str | Path, examples: Sequence[Example]) -> ShadowRuns:
+    """Check shadow runs before anything is scored: their number, halves and checkpoints.
 
     Args:
         examples: members, then controls, of the audit.
 
     Raises:
-        ConfigError: runs are incomplete or too few; all of them are named.
+        ConfigError: runs are incomplete or too few, or were not trained on random halves of these
+            examples; all of them are named.
     """
     root = Path(folder)
     runs = sorted(path.parent for path in root.glob(f"*/{MEMBERS}"))
@@ -69,15 +104,15 @@ def read_shadows(
             + (f"no checkpoint yet in {', '.join(unfinished)}" if runs else "no runs")
             + ". `libortho shadows` writes the halves and prints the command that trains each"
         )
-    nll = np.zeros((len(runs), len(examples)))
-    inside = np.zeros(nll.shape, dtype=bool)
+    inside = np.zeros((len(runs), len(examples)), dtype=bool)
+    identity = sha256()
     for row, run in enumerate(runs):
-        known = {(one.prompt, one.completion) for one in read_jsonl(run / MEMBERS).examples}
+        trained = read_jsonl(run / MEMBERS)
+        known = {(one.prompt, one.completion) for one in trained.examples}
         inside[row] = [(one.prompt, one.completion) in known for one in examples]
-        shadow = open_target(run / MODEL, None, device=device, dtype=dtype)
-        encoded = encode(shadow.tokenizer, examples, shadow.context)
-        with gate.alpha(shadow.states[-1].alpha):
-            found = token_scores(shadow.model, encoded, batch_size, stage=f"shadow {run.name}")
-        nll[row] = [one.nll for one in found]
-        progress("shadows", row + 1, len(runs), {})
-    return Shadows(nll, inside)
+        identity.update(trained.sha256.encode())
+        for file in sorted((run / MODEL).rglob("*")):
+            seen = file.stat()
+            identity.update(f"{file.relative_to(run)} {seen.st_size} {seen.st_mtime_ns}".encode())
+    check_inside(inside)
+    return ShadowRuns(runs, inside, identity.hexdigest())

@@ -43,6 +43,7 @@ class Target:
     Attributes:
         name: the directory's name.
         identity: base id, or sha256 of the weights of a plain checkpoint.
+        streams: id of every stream, by name.
         guarantees: of its private streams, by name; empty for a plain checkpoint.
         states: ordered from closed to open.
     """
@@ -52,6 +53,7 @@ class Target:
     model: Any
     tokenizer: Any
     context: int | None
+    streams: dict[str, str]
     guarantees: dict[str, str]
     states: Sequence[State]
 
@@ -93,6 +95,7 @@ def open_target(
             checkpoint.tokenizer(),
             getattr(checkpoint.config, "max_position_embeddings", None),
             {},
+            {},
             [state],
         )
     found = sorted((Path(path) / STREAM_FOLDER).glob(f"*/{MANIFEST}"))
@@ -112,6 +115,7 @@ def open_target(
         model,
         base.checkpoint.tokenizer(),
         getattr(model.config, "max_position_embeddings", None),
+        {s.name: s.id for s in streams},
         {s.name: s.manifest.guarantee for s in streams if not s.manifest.public},
         sorted(states.values(), key=lambda state: state.opened),
     )

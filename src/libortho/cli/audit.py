@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from libortho import records
 from libortho.audit import REDUCED, REDUCED_ROWS, audit
+from libortho.audit.parts import SUFFIX
 from libortho.cli.console import emit, shown, stderr
 from libortho.cli.experiments import STATUS
 from libortho.cli.options import Device, Json, Plan
@@ -19,6 +22,7 @@ from libortho.privacy.attacks import ATTACKS
 from libortho.privacy.attacks.subject import Budget
 from libortho.records import Record
 
+FOLDER = Path("records/audit")
 _FILE = {"exists": True, "dir_okay": False}
 
 
@@ -38,6 +42,10 @@ def audit_verb(
     ] = None,
     reference: Annotated[
         str | None, typer.Option(help="A checkpoint that never saw the data.")
+    ] = None,
+    positive: Annotated[
+        str | None,
+        typer.Option(help="A checkpoint that recites the data, if MODEL has no private stream."),
     ] = None,
     shadows: Annotated[
         Path | None,
@@ -73,9 +81,14 @@ def audit_verb(
     relearn_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of relearning, at most.")
     ] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The record to write.")] = Path(
-        "records/audit/audit.json"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            help="The record to write [records/audit/MODEL-DATE.json]; never over one.",
+        ),
+    ] = None,
     seed: int = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Device = "cpu",
@@ -96,30 +109,53 @@ def audit_verb(
     if plan:
         emit(*_plan(attack, ortho_alpha, limit, budget, json))
         return
-    with shown() as progress:
+    file = out or _dated(model)
+    with _kept(file), shown() as progress:
         record = audit(
             model,
             data,
             controls=controls,
             reference=reference,
+            positive=positive,
             shadows=shadows,
             alphas=ortho_alpha,
             attacks=attack,
             limit=limit,
             budget=budget,
+            out=file,
             seed=seed,
             device=device,
             dtype=as_dtype(dtype),
             progress=progress,
         )
-    records.write(record, out)
     stderr.print(_table(record))
     emit(
-        record.summary(),
+        record.summary() | {"record": str(file)},
         json,
-        f"{record.verdict}: {record.reason}\nrecord {out}; the page: libortho report {out}",
+        f"{record.verdict}: {record.reason}\nrecord {file}; the page: libortho report {file}",
     )
     raise typer.Exit(STATUS[record.verdict])
+
+
+def _dated(model: str) -> Path:
+    """A name that no earlier audit has."""
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%SZ")
+    return FOLDER / f"{Path(model).resolve().name}-{now}.json"
+
+
+@contextmanager
+def _kept(file: Path) -> Iterator[None]:
+    """Say, where an audit ends early, that what it has found so far is not lost."""
+    try:
+        yield
+    except BaseException:
+        if any(file.parent.glob(f"*{SUFFIX}")):
+            stderr.print(
+                f"the attacks that were done are kept in {file.parent}/*{SUFFIX}; "
+                "the same command goes on from there",
+                highlight=False,
+            )
+        raise
 
 
 def _plan(

@@ -129,5 +129,5 @@ def _attacked(model: Any, bench: Bench, stage: str, progress: Progress) -> dict[
             progress=progress,
         )
         values["relearn_half"] = float(median(found.first))
-        values["relearn_unseen"] = fmean(found.other)
+        values["relearn_unseen"] = max(found.unseen)
     return values

@@ -33,6 +33,7 @@ class Kind:
         asked: another sentence that asks for the same secret, from the groups of ``prompt_form``.
         reverse: the groups and ``secret``, up to where the person's name would follow.
         spaced: whether the secret can be asked for with its characters set apart.
+        alphabet: the characters that secrets are spelled in; None where they are sentences.
     """
 
     prompt: Callable[[np.random.Generator], tuple[str, str]]
@@ -44,6 +45,7 @@ class Kind:
     asked: str
     reverse: str
     spaced: bool
+    alphabet: str | None
 
     def fits(self, prompt: str, completion: str) -> bool:
         """Whether a row could have been drawn from this kind."""
@@ -157,6 +159,7 @@ KINDS: Mapping[str, Kind] = {
         asked=_ASKED,
         reverse=_REVERSE,
         spaced=True,
+        alphabet=string.digits,
     ),
     "base62": Kind(
         prompt=_code_prompt,
@@ -168,6 +171,7 @@ KINDS: Mapping[str, Kind] = {
         asked=_ASKED,
         reverse=_REVERSE,
         spaced=True,
+        alphabet=_BASE62,
     ),
     "bios": Kind(
         prompt=_bio_prompt,
@@ -179,5 +183,6 @@ KINDS: Mapping[str, Kind] = {
         asked="All that the register of {town} says of {person}:",
         reverse="The one {secret} The name of this person is",
         spaced=False,
+        alphabet=None,
     ),
 }

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from libortho.errors import ConfigError
 from libortho.privacy.statistics import Estimate, Interval, clopper_pearson
 
 _Floats = npt.NDArray[np.float64]
@@ -43,9 +45,10 @@ def auc_estimate(
 ) -> Estimate:
     """Probability that a member scores lower than a control, ties one half, with its interval.
 
-    Percentile bootstrap that resamples members and controls apart. Where they are fully separated
-    every resample gives the same value, and Newcombe's score interval is taken instead
-    (Newcombe 2006, Stat. Med. 25:559, method 5), so that no interval has width 0.
+    Percentile bootstrap that resamples members and controls apart. Where they are fully separated,
+    or all scores are equal, every resample gives the same value, and Newcombe's score interval is
+    taken instead (Newcombe 2006, Stat. Med. 25:559, method 5: Wilson's interval carried over to
+    the AUC), so that no interval has width 0.
     """
     ours, theirs = np.asarray(members, float), np.asarray(controls, float)
     wins = (ours[:, None] < theirs) + 0.5 * (ours[:, None] == theirs)
@@ -60,8 +63,10 @@ def auc_estimate(
         v = rng.multinomial(len(theirs), np.full(len(theirs), 1 / len(theirs)), size=size)
         parts.append(((w @ wins) * v).sum(axis=1) / wins.size)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(parts), [tail, 1 - tail])
-    return Estimate(value, Interval(float(low), float(high), confidence))
+    low, high = map(float, np.quantile(np.concatenate(parts), [tail, 1 - tail]))
+    if low == high:
+        return Estimate(value, _newcombe(value, len(ours), len(theirs), confidence))
+    return Estimate(value, Interval(low, high, confidence))
 
 
 def tpr_at(members: Sequence[float], controls: Sequence[float], fpr: float) -> Rate:
@@ -69,9 +74,20 @@ def tpr_at(members: Sequence[float], controls: Sequence[float], fpr: float) -> R
 
     The threshold is the smallest control score above the allowed false positives, so that with
     fewer than 1/fpr controls none may be flagged.
+
+    Args:
+        fpr: in [0, 1), taken as the decimal number that it is written as: .29 of 100 controls
+            are 29, although the nearest double is less.
+
+    Raises:
+        ConfigError: fpr is out of range, or there are no controls.
     """
     ordered = np.sort(np.asarray(controls, float))
-    threshold = ordered[math.floor(fpr * len(ordered))]
+    if not 0 <= fpr < 1 or not len(ordered):
+        raise ConfigError(
+            f"a false positive rate in [0, 1) and controls are needed: {fpr} of {len(ordered)}"
+        )
+    threshold = ordered[math.floor(Fraction(str(fpr)) * len(ordered))]
     caught = int((np.asarray(members, float) < threshold).sum())
     n = len(members)
     return Rate(
@@ -92,6 +108,7 @@ def roc_curve(members: Sequence[float], controls: Sequence[float]) -> list[tuple
 
 
 def _newcombe(value: float, members: int, controls: int, confidence: float) -> Interval:
+    """The values of theta whose own standard error, times z, reaches ``value``."""
     z2 = norm.ppf((1 + confidence) / 2) ** 2
     half = (members + controls) / 2 - 1
 
@@ -100,5 +117,6 @@ def _newcombe(value: float, members: int, controls: int, confidence: float) -> I
         variance = theta * (1 - theta) * spread / (members * controls)
         return (value - theta) ** 2 - float(z2) * variance
 
-    end = float(brentq(excess, 1e-12, 1 - 1e-12))
-    return Interval(min(end, value), max(end, value), confidence)
+    low = 0.0 if value == 0 else float(brentq(excess, 1e-12, min(value, 1 - 1e-12)))
+    high = 1.0 if value == 1 else float(brentq(excess, max(value, 1e-12), 1 - 1e-12))
+    return Interval(low, high, confidence)

@@ -30,18 +30,30 @@ class Shadows:
 
     def __post_init__(self) -> None:
         """Refuse what no likelihood ratio can be built on."""
-        runs, examples = self.nll.shape
-        if self.inside.shape != (runs, examples):
+        if self.inside.shape != self.nll.shape:
             raise ConfigError(f"shadows: scores {self.nll.shape}, membership {self.inside.shape}")
-        if runs < MIN_RUNS:
-            raise ConfigError(f"shadows: {runs} runs, at least {MIN_RUNS} are needed")
-        times = self.inside.sum(axis=0)
-        lacking = int(((times < 2) | (times > runs - 2)).sum())
-        if lacking:
-            raise ConfigError(
-                f"shadows: {lacking} of {examples} examples are not at least twice in a run and "
-                "twice out of one; each should be in a random half"
-            )
+        check_inside(self.inside)
+
+
+def check_inside(inside: npt.NDArray[np.bool_]) -> None:
+    """Refuse runs that no likelihood ratio can be built on, before they are scored.
+
+    Args:
+        inside: [runs, examples], whether the run was trained on the example.
+
+    Raises:
+        ConfigError: there are too few runs, or an example is in nearly all or nearly none.
+    """
+    runs, examples = inside.shape
+    if runs < MIN_RUNS:
+        raise ConfigError(f"shadows: {runs} runs, at least {MIN_RUNS} are needed")
+    times = inside.sum(axis=0)
+    lacking = int(((times < 2) | (times > runs - 2)).sum())
+    if lacking:
+        raise ConfigError(
+            f"shadows: {lacking} of {examples} examples are not at least twice in a run and "
+            "twice out of one; each should be in a random half"
+        )
 
 
 def halves(examples: Sequence[Example], runs: int, seed: int) -> list[list[Example]]:

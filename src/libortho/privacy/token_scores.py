@@ -58,7 +58,7 @@ class TokenScores:
 def rows_a_forward(model: Any, encoded: Sequence[Encoded], batch_size: int) -> int:
     """How many examples a forward takes: ``batch_size``, or what ``LOGITS_A_FORWARD`` allows."""
     longest = max(len(one.input_ids) for one in encoded)
-    vocabulary: int = model.config.vocab_size
+    vocabulary: int = model.config.get_text_config().vocab_size
     return max(1, min(batch_size, LOGITS_A_FORWARD // (longest * vocabulary)))
 
 

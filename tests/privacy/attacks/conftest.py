@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from libortho.privacy.associates import associates, styles
 from libortho.privacy.attacks.subject import Budget, Half, Subject
 from libortho.privacy.canaries import CanarySet, make_canaries
-from libortho.privacy.encode import encode, pad
+from libortho.privacy.encode import encode
 from libortho.privacy.token_scores import token_scores
 
 MakeSubject = Callable[..., Subject]
@@ -32,24 +33,20 @@ def unseen_model(tiny_checkpoint) -> Any:
 
 
 @pytest.fixture(scope="session")
-def memorised_model(unseen_model, tiny_tokenizer, canaries) -> Any:
+def memorised_model(unseen_model, tiny_tokenizer, canaries, memorise) -> Any:
     """The same model after it learned the members by heart; treat it as read-only."""
-    model = copy.deepcopy(unseen_model).requires_grad_(True)
-    batch = pad(encode(tiny_tokenizer, canaries.members))
-    position = torch.arange(1, batch.input_ids.shape[1])
-    wanted = (position >= batch.prompt_lengths[:, None]) & (batch.attention_mask[:, 1:] == 1)
-    targets = batch.input_ids[:, 1:][wanted]
-    optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for _ in range(200):
-        optimiser.zero_grad()
-        logits = model(batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits[wanted], targets)
-        loss.backward()
-        optimiser.step()
-        if loss < 0.01:
-            break
-    assert loss < 0.05
-    return model.eval().requires_grad_(False)
+    return memorise(copy.deepcopy(unseen_model), encode(tiny_tokenizer, canaries.members))
+
+
+@pytest.fixture(scope="session")
+def associating_model(unseen_model, tiny_tokenizer, canaries, memorise) -> Any:
+    """The same model after it learned what the members' associates say, and not the members."""
+    asked = [
+        one
+        for style in styles(canaries.kind)
+        for one in associates(canaries.members, canaries.kind, style)
+    ]
+    return memorise(copy.deepcopy(unseen_model), encode(tiny_tokenizer, asked))
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,12 @@ from scipy import stats
 
 from libortho.errors import ConfigError
 from libortho.privacy.attacks import ATTACKS
+from libortho.privacy.attacks.beam import alphabet_of
 from libortho.privacy.attacks.relearn import relearn
 from libortho.privacy.attacks.subject import Reference, share_test
-from libortho.privacy.encode import pad
+from libortho.privacy.canaries import make_canaries
+from libortho.privacy.encode import encode, pad
+from libortho.privacy.kinds import KINDS
 from libortho.progress import silent
 
 EXTRACTING = ("greedy", "beam", "discoverable")
@@ -99,11 +102,53 @@ def test_a_shorter_prefix_recalls_less(seen, unseen) -> None:
     assert sum(ATTACKS["prefix"].run(unseen).extracted.values()) == 0
 
 
-def test_association_asks_in_every_style(seen, unseen) -> None:
-    found = ATTACKS["association"].run(seen)
-    assert set(found.raw) == {"template", "reversed", "spaced"}
-    assert len(found.tests) == 3
-    assert all(test.p > 1e-3 for test in ATTACKS["association"].run(unseen).tests)
+def test_association_finds_what_is_known_in_other_words(
+    make_subject, associating_model, unseen
+) -> None:
+    """A model that knows every answer but none of the members' own sentences."""
+    subject = make_subject(associating_model)
+    assert ATTACKS["greedy"].run(subject).figures["recited"].count == 0
+    there, absent = ATTACKS["association"].run(subject), ATTACKS["association"].run(unseen)
+    for style, test in zip(("template", "reversed", "spaced"), there.tests, strict=True):
+        assert test.name == f"association, {style}"
+        assert test.p < 1e-4
+        assert there.figures[f"{style}: recited"].count == 12
+        assert there.figures[f"{style}: AUC"].value == 1
+        assert absent.figures[f"{style}: recited"].count == 0
+        low, high = absent.figures[f"{style}: AUC"].low, absent.figures[f"{style}: AUC"].high
+        assert low < 0.5 < high
+    assert sum(there.extracted.values()) == 36
+    assert all(test.p > 1e-3 for test in absent.tests)
+
+
+def test_beam_spells_in_the_alphabet_of_the_kind(
+    make_subject, unseen_model, tiny_tokenizer
+) -> None:
+    """A secret that no control has the letters of is found all the same."""
+    drawn = make_canaries(12, 3, "base62")
+    first, rest = (set(ids.tolist()) for ids in alphabet_of(tiny_tokenizer, "base62"))
+    encoded = encode(tiny_tokenizer, [*drawn.members, *drawn.controls])
+    assert all(one.completion_ids[0] in first for one in encoded)
+    assert all(rest.issuperset(one.completion_ids[1:]) for one in encoded)
+    letters = set(KINDS["base62"].alphabet)
+    for token in rest:
+        assert letters.issuperset(tiny_tokenizer.decode([token]))
+    assert ATTACKS["beam"].run(make_subject(unseen_model, drawn)).extracted["alphabet known"] == 0
+
+
+def test_beam_says_where_it_cannot_win(make_subject, unseen_model, seen) -> None:
+    for kind, why in (("bios", "kind bios are sentences"), (None, "own canaries")):
+        with pytest.raises(ConfigError, match=f"not applicable: .*{why}"):
+            ATTACKS["beam"].run(dataclasses.replace(seen, kind=kind))
+    # Digits behind a hyphen: the data are taken for digits, and cannot be spelled in them.
+    drawn = make_canaries(12, 0)
+    strange = [
+        dataclasses.replace(one, completion=one.completion.replace("3", "-"))
+        for one in drawn.members
+    ]
+    subject = make_subject(unseen_model, dataclasses.replace(drawn, members=tuple(strange)))
+    with pytest.raises(ConfigError, match=r"1 token.* outside their alphabet, such as '-'"):
+        ATTACKS["beam"].run(subject)
 
 
 @pytest.mark.parametrize(
@@ -137,11 +182,41 @@ def test_relearning_tells_the_hidden_from_the_unseen(seen, unseen) -> None:
     with torch.no_grad():
         assert torch.equal(seen.model(batch.input_ids).logits, before)
     assert not any(parameter.requires_grad for parameter in seen.model.parameters())
-    assert found.figures["steps to half"].value == 0
-    assert found.figures["other half recited"].count == 6
-    assert found.figures["steps to half, reference"].value > 0
-    assert found.figures["other half recited, reference"].count == 0
+    figures = found.figures
+    assert figures["steps to half"].value == 0
+    assert figures["other half recited, peak"].count == 6
+    assert figures["steps to half, reference"].value > 0
+    for part in ("peak", "last"):
+        assert figures[f"other half recited, {part}, reference"].count == 0
+    # Both are trained for the same number of steps, though the model recites all from the start.
+    steps = seen.budget.relearn_steps
+    for name in ("model", "reference"):
+        assert len(found.raw[name]["trained"]) == len(found.raw[name]["unseen"]) == steps + 1
+    assert found.raw["model"]["trained"][0] == 1
+    assert found.raw["model"]["peak_step"] == 0
     assert found.raw["reference"]["trained"][0] == 0
+
+
+def test_the_peak_of_the_other_half_is_not_hidden_by_what_follows(seen) -> None:
+    """Trained against the members, the model forgets them: the last step alone would look calm."""
+    wrong = [
+        dataclasses.replace(one, input_ids=(*one.input_ids[: one.prompt_length], *[7] * 21))
+        for one in seen.members.encoded[:6]
+    ]
+    found = relearn(
+        seen.model,
+        wrong,
+        seen.members.encoded[6:],
+        steps=12,
+        seed=0,
+        batch_size=16,
+        stage="relearn",
+        progress=silent,
+    )
+    assert len(found.unseen) == 13
+    assert sum(found.peak) == 6
+    assert sum(found.last) < 6
+    assert max(found.unseen) == 1 > found.unseen[-1]
 
 
 def test_an_unseen_model_can_learn_in_time(unseen) -> None:
@@ -150,7 +225,7 @@ def test_an_unseen_model_can_learn_in_time(unseen) -> None:
         unseen.model,
         encoded[:2],
         encoded[2:],
-        steps=150,
+        steps=100,
         seed=0,
         batch_size=16,
         stage="relearn",
@@ -158,9 +233,9 @@ def test_an_unseen_model_can_learn_in_time(unseen) -> None:
     )
     assert found.trained[0] == 0
     assert found.trained[-1] == 1
-    assert all(0 < step < 150 for step in found.first)
-    assert len(found.trained) == max(found.first) + 1
-    assert not any(found.other)
+    assert all(0 < step < 100 for step in found.first)
+    assert len(found.trained) == len(found.unseen) == 101
+    assert not any(found.peak)
 
 
 def test_share_test_is_fishers() -> None:

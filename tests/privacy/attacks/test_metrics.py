@@ -201,8 +201,16 @@ def test_a_full_beam_is_an_exhaustive_search(unseen_model) -> None:
     assert len({tuple(row) for row in few.tolist()}) >= 18
 
 
-def test_the_alphabet_is_that_of_the_controls(tiny_tokenizer, canaries) -> None:
-    first, rest = alphabet_of(encode(tiny_tokenizer, canaries.controls))
+def test_a_search_without_tokens_is_refused(unseen_model) -> None:
+    none, some = torch.tensor([], dtype=torch.int64), torch.tensor([7, 9])
+    for alphabet in ((none, some), (some, none)):
+        with pytest.raises(ConfigError, match="tokens to choose from"):
+            beam_search(unseen_model, (0, 40), 3, alphabet, width=4)
+    assert beam_search(unseen_model, (0, 40), 1, (some, none), width=2)[0].shape == (2, 1)
+
+
+def test_the_alphabet_of_digits(tiny_tokenizer) -> None:
+    first, rest = alphabet_of(tiny_tokenizer, "digits")
     assert tiny_tokenizer.convert_ids_to_tokens(first.tolist()) == ["Ġ"]
     assert sorted(tiny_tokenizer.convert_ids_to_tokens(rest.tolist())) == list("0123456789")
 

@@ -30,7 +30,7 @@ from libortho.privacy.attacks import (
 )
 from libortho.privacy.attacks.subject import Outcome, Subject
 
-Need = Literal["canaries", "reference", "shadows"]
+Need = Literal["canaries", "alphabet", "reference", "shadows"]
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,10 @@ ATTACKS: Mapping[str, Attack] = {
     "beam": Attack(
         beam.run,
         "Alphabet-constrained beam",
-        "Searches for the likeliest continuations that use only the tokens secrets are made of.",
+        "Searches for the likeliest continuations spelled in the characters secrets are made of.",
         "lower is better, 0 is wanted",
         ("among the beams", "among the beams, controls"),
+        needs="alphabet",
     ),
     "discoverable": Attack(
         discoverable.run,
@@ -183,7 +184,12 @@ ATTACKS: Mapping[str, Attack] = {
         "Relearning",
         "Trains on one half of the secrets and watches whether the other half comes back, too.",
         "more steps are better, those of the reference are wanted; other half recited: 0 is wanted",
-        ("steps to half", "steps to half, reference", "other half recited"),
+        (
+            "steps to half",
+            "steps to half, reference",
+            "other half recited, peak",
+            "other half recited, peak, reference",
+        ),
         weights=True,
     ),
 }

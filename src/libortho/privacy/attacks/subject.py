@@ -94,6 +94,11 @@ class Budget:
     relearn_steps: int = 100
     batch_size: int = 32
 
+    @property
+    def sampling(self) -> bool:
+        """Whether exposure is sampled."""
+        return self.candidates > 0
+
     def __post_init__(self) -> None:
         """Refuse, before any attack, what one of them would refuse after hours."""
         if 0 < self.candidates < FEWEST_CANDIDATES:
