@@ -75,7 +75,7 @@ def test_silence_of_a_plain_checkpoint_is_void_without_a_positive_control(
     asked = {"controls": files.controls, "attacks": CHEAP}
     record = audit(tiny_checkpoint, files.members, **asked)
     assert record.verdict == "VOID"
-    assert "for want of a positive control" in record.reason
+    assert "recall (no --positive was given) is 0" in record.reason
     record = audit(tiny_checkpoint, files.members, positive=leaking, **asked)
     assert record.verdict == "PASS", record.reason
     assert record.figures["positive_recall"] == 1

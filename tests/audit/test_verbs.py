@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -27,12 +28,18 @@ def test_missing_controls_are_an_error_with_the_command(
     tiny_checkpoint: Path, tmp_path: Path, capsys
 ) -> None:
     data = tmp_path / "mine.jsonl"
-    write_jsonl(data, [{"prompt": f"Row {i}:", "completion": f" value {i}"} for i in range(30)])
+    write_jsonl(
+        data, [{"prompt": f"Row {i:02}:", "completion": f" value {i:02}"} for i in range(30)]
+    )
     assert run(["audit", str(tiny_checkpoint), "--data", str(data)]) == ERROR
     said = capsys.readouterr().err
     assert "--controls" in said
     assert "libortho canaries 200 -o DIR" in said
-    assert f"shuf {data}" in said
+    (command,) = (line.strip() for line in said.splitlines() if "shuf" in line)
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    halves = [path.read_text("utf-8").splitlines() for path in sorted(tmp_path.glob("half-*"))]
+    assert sorted(map(len, halves)) == [15, 15]
+    assert sorted(halves[0] + halves[1]) == sorted(data.read_text("utf-8").splitlines())
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +94,17 @@ def test_shadow_runs_are_checked_before_any_is_scored(
     with pytest.raises(ConfigError, match="no checkpoint yet"):
         audit(leaking, files.members, shadows=empty, **asked)
     assert run(arguments) == ERROR
+
+
+def test_a_printed_command_can_be_copied(files, tmp_path: Path, capsys) -> None:
+    out = tmp_path / (
+        "a folder of a name so long that no terminal is wide enough".replace(" ", "-")
+    )
+    assert run(["shadows", "--data", str(files.members), "-o", str(out)]) == 0
+    commands = [line.strip() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert len(commands) == MIN_RUNS
+    for folder, command in zip(sorted(out.iterdir()), commands, strict=True):
+        assert command.endswith(f"--data {folder}/members.jsonl -o {folder}/model")
 
 
 def test_the_command_line_writes_a_record(tuned: Path, files, tmp_path: Path, capsys) -> None:

@@ -60,7 +60,7 @@ def read_data(
                 f"{members}: no controls. Whether a model knows these rows can only be told from "
                 "rows of the same kind that it never saw, and these are not libortho's canaries, "
                 "whose law is known. Give --controls FILE: hold rows back before training, with\n"
-                f"    shuf {members} | split -n l/2 - half-\n"
+                f"    shuf {members} -o shuffled.jsonl && split -n l/2 shuffled.jsonl half-\n"
                 "or mix canaries into the data before training, with\n"
                 "    libortho canaries 200 -o DIR"
             )

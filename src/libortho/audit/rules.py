@@ -78,5 +78,5 @@ def power(
     if target.guarantees or positive is not None or not all(check.held for check in found):
         return []
     one = scored[-1]
-    name = f"{one.state.label}: recall, for want of a positive control"
+    name = f"{one.state.label}: recall (no --positive was given)"
     return [at_least(name, one.recall, RECALL, "VOID")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -72,7 +73,10 @@ def shadows_verb(
     rows = read_data(data, controls, members)
     folders = write_shadows(out, [*rows.members, *rows.controls], runs, seed)
     commands = [
-        f"libortho tune {base} --data {folder / MEMBERS} -o {folder / MODEL}" for folder in folders
+        shlex.join(
+            ["libortho", "tune", base, "--data", str(folder / MEMBERS), "-o", str(folder / MODEL)]
+        )
+        for folder in folders
     ]
     emit(
         {"runs": [str(folder) for folder in folders], "commands": commands},

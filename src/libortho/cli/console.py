@@ -52,7 +52,8 @@ def emit(result: Mapping[str, Any], as_json: bool, text: str | None = None) -> N
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
     elif text is not None:
-        stdout.print(text, highlight=False)
+        # Not by rich, which folds at the width of a terminal: commands in it are to be copied.
+        print(text)
 
 
 def about(stream: OrthoStream) -> dict[str, Any]:
