@@ -7,6 +7,7 @@ of depends on the requests alone, and not on when they arrive.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -71,6 +72,21 @@ class Served:
             return original(config, module, prefix)
 
         OrthoConfig.get_quant_method = get_quant_method
+        self.start(**options)
+
+    def start_swapped(self, stream: str, other: str, **options: Any) -> None:
+        """Start an engine under which a stream is exchanged before its layers are read."""
+        from libortho.serve.config import OrthoConfig
+
+        original = OrthoConfig.base
+
+        def base(config: Any) -> Any:
+            if os.path.isdir(other):
+                shutil.rmtree(stream)
+                shutil.move(other, stream)
+            return original(config)
+
+        OrthoConfig.base = base
         self.start(**options)
 
     def generate(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from checkpoints import beside
+from checkpoints import add, beside, sparse
 from engines import OPTIONS, Engine, EngineFailed
 
 from libortho.streams.ortho import MANIFEST
@@ -71,6 +71,23 @@ def test_a_layer_that_was_not_read_stops_the_engine(engines, two: Path, tmp_path
     engine = engines(LIBORTHO_STREAMS="private")
     with pytest.raises(EngineFailed, match=r"answered without them: private: model\.layers\.0"):
         engine.call("start_without", model=str(two), layer="layers.0.mlp.down_proj", **OPTIONS)
+    engine.stop()
+
+
+def test_a_stream_swapped_before_it_is_read_stops_the_engine(
+    engines, base: Path, two: Path, tmp_path: Path
+) -> None:
+    directory, other = beside(two, tmp_path / "model"), beside(base, tmp_path / "other")
+    add(other, "private", sparse(0.01))
+    engine = engines()
+    swapped = {"stream": directory / "ortho" / "private", "other": other / "ortho" / "private"}
+    with pytest.raises(EngineFailed, match="where the engine was configured for"):
+        engine.call(
+            "start_swapped",
+            model=str(directory),
+            **OPTIONS,
+            **{k: str(v) for k, v in swapped.items()},
+        )
     engine.stop()
 
 

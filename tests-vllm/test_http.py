@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from engines import OPTIONS, environment
 
+from libortho.serve.bodies import PLACES
+
 SECONDS_TO_START = 240
 TOKENS = 8
 
@@ -34,7 +36,7 @@ class Server:
         command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
         flags += ["--model", str(model), "--served-model-name", "served"]
         flags += ["--host", "127.0.0.1", "--port", str(self.port), "--enable-prompt-tokens-details"]
-        flags += ["--chat-template", "{{ messages[0].content }}"]
+        flags += ["--chat-template", "{{ messages[0].content }}", "--enable-scale-out"]
         self.log = log
         with log.open("w") as output:
             self.process = subprocess.Popen(
@@ -62,11 +64,12 @@ class Server:
             json.dumps({"model": "served", "temperature": 0, **body}).encode(),
             {"Content-Type": "application/json"},
         )
-        try:
-            with urllib.request.urlopen(request, timeout=120) as reply:
-                return reply.status, json.load(reply)
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
+        return answered(request)
+
+    def posting_routes(self) -> list[str]:
+        """Every route of the server that takes a body."""
+        _, schema = answered(urllib.request.Request(f"http://127.0.0.1:{self.port}/openapi.json"))
+        return [path for path, methods in schema["paths"].items() if "post" in methods]
 
     def complete(self, prompt: list[int], alpha: Any = None) -> dict[str, Any]:
         xargs = {} if alpha is None else {"vllm_xargs": {"ortho_alpha": alpha}}
@@ -93,6 +96,14 @@ class Server:
             self.process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self.process.kill()
+
+
+def answered(request: urllib.request.Request) -> tuple[int, Any]:
+    try:
+        with urllib.request.urlopen(request, timeout=120) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read() or b"null")
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +139,7 @@ def test_prefixes_are_shared_under_one_alpha_only(server: Server, prompts) -> No
         ("ghost=1", "not attached: ghost"),
         ([1, 0], "one value"),
         ({"private": 1}, "vllm_xargs"),
+        (True, "found true"),
     ],
 )
 def test_alpha_that_cannot_be_honoured_is_400(server: Server, alpha: Any, said: str) -> None:
@@ -135,21 +147,73 @@ def test_alpha_that_cannot_be_honoured_is_400(server: Server, alpha: Any, said: 
     assert (status, said in json.dumps(reply)) == (400, True), reply
 
 
-MISPLACED = {"ortho_alpha": 1}
-WITH_BEAMS = {"vllm_xargs": {"ortho_alpha": 1}, "use_beam_search": True, "n": 2}
-MESSAGES = {"messages": [{"role": "user", "content": "x"}]}
+CHAT = [{"role": "user", "content": "one two three four five"}]
+ASKED: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": CHAT[0]["content"], "max_tokens": TOKENS},
+    "/v1/chat/completions": {"messages": CHAT, "max_tokens": TOKENS},
+    "/v1/responses": {"input": CHAT[0]["content"], "max_output_tokens": TOKENS},
+    "/v1/messages": {"messages": CHAT, "max_tokens": TOKENS},
+    "/invocations": {"prompt": CHAT[0]["content"], "max_tokens": TOKENS},
+    "/inference/v1/generate": {
+        "token_ids": [11, 12, 13, 14, 15],
+        "sampling_params": {"temperature": 0, "max_tokens": TOKENS},
+    },
+}
+RENDERING = {f"{path}/render": body for path, body in ASKED.items() if path.startswith("/v1/")}
+"""What these routes answer is a request for ``/inference/v1/generate``."""
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "said"),
-    [
-        ("completions", {"prompt": [1, 2], **MISPLACED}, "vllm_xargs"),
-        ("completions", {"prompt": [1, 2], **WITH_BEAMS}, "beam search"),
-        ("chat/completions", {**MESSAGES, **MISPLACED}, "vllm_xargs"),
-        ("chat/completions", {**MESSAGES, **WITH_BEAMS}, "beam search"),
-        ("responses", {"input": "x", **MISPLACED}, "vllm_xargs"),
-    ],
-)
-def test_alpha_that_vllm_would_drop_is_400(server: Server, path: str, body: Any, said) -> None:
-    status, reply = server.post(f"/v1/{path}", **body)
-    assert (status, said in json.dumps(reply)) == (400, True), reply
+def said(reply: Any) -> str:
+    """What was generated, or the request that was rendered, in any route's answer."""
+    if isinstance(reply, list):
+        return said(reply[0])
+    if "sampling_params" in reply:
+        return json.dumps(reply["sampling_params"].get("extra_args"))
+    (part, *_) = reply.get("choices") or reply.get("output") or [reply]
+    return json.dumps(part.get("message") or part.get("content") or part.get("text") or part)
+
+
+def with_alpha(path: str, body: dict[str, Any], alpha: Any) -> dict[str, Any]:
+    changed: dict[str, Any] = json.loads(json.dumps(body))
+    inside = changed
+    for name in PLACES[path]:
+        inside = inside.setdefault(name, {})
+    inside["ortho_alpha"] = alpha
+    return changed
+
+
+@pytest.mark.parametrize("path", PLACES)
+def test_routes_that_read_alpha_obey_it(server: Server, path: str) -> None:
+    body = {**ASKED, **RENDERING}[path]
+    told = []
+    for asked in (body, with_alpha(path, body, 0), with_alpha(path, body, "private=1,repair=1")):
+        status, reply = server.post(path, **asked)
+        assert status == 200, reply
+        told.append(said(reply))
+    silent, closed, opened = told
+    assert opened != closed
+    assert path in RENDERING or silent == closed
+    status, reply = server.post(path, **with_alpha(path, body, "ghost=1"))
+    assert path in RENDERING or (status, "not attached: ghost" in json.dumps(reply)) == (400, True)
+
+
+def test_no_route_drops_alpha(server: Server) -> None:
+    """Also those that take no request for the engine, and whatever a release of vLLM adds."""
+    routes = server.posting_routes()
+    assert {*PLACES, "/generative_scoring", "/v1/systemone", "/v1/chat/completions/batch"} <= {
+        *routes
+    }
+    for path in routes:
+        bodies = [{**ASKED.get(path, {}), "ortho_alpha": 1}]
+        if path not in PLACES:
+            bodies.append({"vllm_xargs": {"ortho_alpha": 1}})
+        for body in bodies:
+            status, reply = server.post(path, **body)
+            assert (status, "ortho_alpha" in json.dumps(reply)) == (400, True), (path, reply)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_beam_search_is_refused(server: Server, path: str) -> None:
+    beams = {"use_beam_search": True, "n": 2}
+    status, reply = server.post(path, **with_alpha(path, ASKED[path], 1), **beams)
+    assert (status, "beam search" in json.dumps(reply)) == (400, True), reply

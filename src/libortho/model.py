@@ -23,7 +23,7 @@ from libortho.errors import ConfigError, FormatError
 from libortho.forwards import watch
 from libortho.linear import BaseWeight, OrthoLinear, Part, part_of
 from libortho.outside import attach_outside, detach_outside
-from libortho.placement import dispatch
+from libortho.placement import dispatch, forget
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import DenseLayer, Layer
 from libortho.streams.ortho import STREAM_FOLDER, OrthoStream, check_name
@@ -72,7 +72,8 @@ def load(
         device_map: where its modules go, in place of ``device``: ``auto``, ``balanced``,
             ``balanced_low_0``, ``sequential``, or accelerate's mapping of module to device,
             ``cpu`` or ``disk``.
-        offload_folder: where modules mapped to ``disk`` are kept.
+        offload_folder: where modules mapped to ``disk`` are kept, in a folder of this model's own
+            that goes when the model does.
 
     Raises:
         ConfigError: a map that does not fit the model or its streams.
@@ -166,7 +167,7 @@ def attach_layers(
 
 
 def detach(model: PreTrainedModel, name: str) -> None:
-    """Drop a stream: its bytes leave the process.
+    """Drop a stream: its bytes leave the process, and its offloaded files the disk.
 
     Raises:
         ConfigError: no stream of that name is attached, or a forward is under way, whose alpha
@@ -186,6 +187,7 @@ def detach(model: PreTrainedModel, name: str) -> None:
     for module in linears(model).values():
         module.detach(name)
     detach_outside(model, name)
+    forget(model, name)
     attached[:] = [info for info in attached if info.name != name]
 
 

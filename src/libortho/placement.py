@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import dispatch_model, infer_auto_device_map
-from accelerate.utils import check_device_map, get_balanced_memory
+from accelerate.utils import (
+    OffloadedWeightsLoader,
+    PrefixedDataset,
+    check_device_map,
+    get_balanced_memory,
+)
+from torch import nn
 
 from libortho.errors import ConfigError
 from libortho.linear import OrthoLinear
@@ -24,7 +33,8 @@ def dispatch(
     Args:
         model: streams attached.
         device_map: one of ``AUTOMATIC``, or module name to device, ``cpu`` or ``disk``.
-        offload_folder: where modules mapped to ``disk`` are kept.
+        offload_folder: where modules mapped to ``disk`` are kept: in a folder of this model's own,
+            which goes when the model does.
 
     Raises:
         ConfigError: a map that accelerate does not take, or that would part embeddings, norms or
@@ -43,13 +53,44 @@ def dispatch(
         dispatch_model(
             model,
             placed,
-            offload_dir=offload_folder,
+            offload_dir=_own_folder(model, offload_folder) if "disk" in placed.values() else None,
             # The tiles of a base are buffers of a part that is never called by itself.
             offload_buffers=True,
             preload_module_classes=[OrthoLinear.__name__],
         )
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"device_map: {error}") from error
+
+
+def forget(model: nn.Module, stream: str) -> None:
+    """Drop what is kept of a detached stream for offloaded modules, in memory and on disk."""
+    inside = f".streams.{stream}."
+    for weights in {id(one): one for one in _offloaded(model)}.values():
+        for name in [name for name in weights.all_keys if inside in name]:
+            weights.all_keys.remove(name)
+            weights.state_dict.pop(name, None)
+            if weights.index.pop(name, None) is not None:
+                (Path(weights.save_folder) / f"{name}.dat").unlink()
+
+
+def _offloaded(model: nn.Module) -> Iterator[OffloadedWeightsLoader]:
+    """The stores that accelerate fetches offloaded modules from."""
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):
+            weights = getattr(one, "weights_map", None)
+            if isinstance(weights, PrefixedDataset):
+                yield weights.dataset
+
+
+def _own_folder(model: Any, folder: str | Path | None) -> str:
+    """A new folder inside the one given: accelerate takes what lies in a used one for the model's
+    own weights."""
+    assert folder is not None
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    own = tempfile.mkdtemp(prefix="libortho-", dir=folder)
+    weakref.finalize(model, shutil.rmtree, own, ignore_errors=True)
+    return own
 
 
 def _mapped(model: Any, device_map: str | Mapping[str, Any]) -> dict[str, Any]:

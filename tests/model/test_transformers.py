@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from transformers import CompileConfig, DynamicCache, StaticCache, pipeline
 
 from libortho import gate
 from libortho.errors import AlphaError, ConfigError
-from libortho.model import attach, linears, load
+from libortho.model import attach, detach, linears, load
 from libortho.privacy.greedy import greedy
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import DenseLayer
@@ -188,16 +190,20 @@ def mapped(base: BaseStream) -> dict[str, str]:
 
 @pytest.fixture
 def with_stream(own_base: Path, make_layers) -> Path:
+    put_stream(own_base, make_layers())
+    return own_base
+
+
+def put_stream(base: Path, layers: dict[str, Any]) -> None:
     write_stream(
-        own_base / STREAM_FOLDER / "private",
+        base / STREAM_FOLDER / "private",
         name="private",
-        base_id=BaseStream.open(own_base).id,
+        base_id=BaseStream.open(base).id,
         public=False,
         method="tune",
         guarantee="exact",
-        layers=make_layers().items(),
+        layers=layers.items(),
     )
-    return own_base
 
 
 @pytest.mark.parametrize("place", ["auto", "sequential", {"": "cpu"}, "with a disk"], ids=str)
@@ -209,6 +215,37 @@ def test_device_maps_change_no_bit(with_stream: Path, tmp_path: Path, ids, place
     for alpha in (0, 1, [0, 1, 0.5, 1]):
         assert torch.equal(logits(model, ids, alpha), logits(plain, ids, alpha))
     assert torch.equal(generate(model, ids, 1), generate(plain, ids, 1))
+
+
+def test_a_used_folder_is_not_taken_for_the_model_s_own(
+    with_stream: Path, tmp_path: Path, ids, make_layers
+) -> None:
+    """Otherwise a stream that was tuned again would act with the values of the load before."""
+    options = {"device_map": mapped(BaseStream.open(with_stream)), "offload_folder": tmp_path / "o"}
+    first = load(with_stream, ["private"], **options)
+    shutil.rmtree(with_stream / STREAM_FOLDER / "private")
+    put_stream(with_stream, make_layers(seed=1))
+    second = load(with_stream, ["private"], **options)
+    assert torch.equal(logits(second, ids, 1), logits(load(with_stream, ["private"]), ids, 1))
+    assert not torch.equal(logits(second, ids, 1), logits(first, ids, 1))
+
+
+def test_a_detached_stream_leaves_the_disk(with_stream: Path, tmp_path: Path, ids) -> None:
+    def stored() -> list[str]:
+        return sorted(file.name for file in folder.rglob("*.dat") if ".streams." in file.name)
+
+    folder = tmp_path / "offload"
+    place = mapped(BaseStream.open(with_stream))
+    model = load(with_stream, ["private"], device_map=place, offload_folder=folder)
+    closed = logits(model, ids, 0)
+    logits(model, ids, 1)
+    assert stored() != []
+    detach(model, "private")
+    assert stored() == []
+    assert torch.equal(logits(model, ids, 0), closed)
+    del model
+    gc.collect()
+    assert list(folder.iterdir()) == []
 
 
 def test_maps_that_cannot_be_honoured_are_refused(with_stream: Path, tmp_path: Path) -> None:

@@ -28,10 +28,10 @@ def directory(own_base: Path) -> Path:
     return own_base
 
 
-def put(directory: Path, name: str, outside: bool = False) -> None:
+def put(directory: Path, name: str, outside: bool = False, value: float = 1) -> None:
     base = BaseStream.open(directory)
     layer, shape = next(iter(base.layers.items()))
-    layers = [(layer, csr_from_dense(torch.ones(shape), torch.ones(shape) > 0))]
+    layers = [(layer, csr_from_dense(torch.full(shape, value), torch.ones(shape) > 0))]
     if outside:
         norm = next(other for other in base.other_names() if "norm" in other)
         layers.append((norm, DenseLayer(torch.ones(base.tensor(norm).shape, dtype=torch.float16))))
@@ -95,6 +95,20 @@ def test_a_changed_file_is_an_error(directory: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(CorruptStream, match="sha256"):
         find_attached(str(directory), {})
+
+
+def test_a_stream_that_was_swapped_since_is_an_error(directory: Path, tmp_path: Path) -> None:
+    attached = find_attached(str(directory), {})
+    attached.check_unchanged()
+    there = directory / "ortho" / "private"
+    shutil.move(there, tmp_path / "first")
+    put(directory, "private", value=2)
+    with pytest.raises(CorruptStream, match="where the engine was configured for"):
+        attached.streams[0].open()
+    shutil.copy(tmp_path / "first" / "stream.json", there)  # of the first, over other weights
+    attached.streams[0].open()
+    with pytest.raises(CorruptStream, match="sha256"):
+        attached.check_unchanged()
 
 
 def test_a_stream_of_another_base_is_an_error(directory: Path) -> None:

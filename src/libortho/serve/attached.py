@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from libortho.errors import ConfigError, FormatError, UnsupportedLayer
+from libortho.errors import ConfigError, CorruptStream, FormatError, UnsupportedLayer
 from libortho.gate import StreamInfo
 from libortho.streams.base import BaseStream
 from libortho.streams.manifest import MANIFEST_FILE
@@ -34,6 +34,21 @@ class ServedStream:
     layers: tuple[str, ...]
     bytes: int
 
+    def open(self) -> OrthoStream:
+        """The stream again, in another process or later.
+
+        Raises:
+            CorruptStream: another stands there by now.
+        """
+        stream = OrthoStream.open(self.path)
+        if stream.id != self.info.id:
+            raise CorruptStream(
+                f"{self.path}: stream {stream.id[:12]}… stands where the engine was configured for "
+                f"{self.info.id[:12]}…; leave streams in place while an engine starts, and start "
+                "it again"
+            )
+        return stream
+
 
 @dataclass(frozen=True)
 class Attached:
@@ -55,6 +70,11 @@ class Attached:
     def layers(self) -> set[str]:
         """Every linear that some stream holds a part of."""
         return {name for stream in self.streams for name in stream.layers}
+
+    def check_unchanged(self) -> None:
+        """Raise CorruptStream unless every file is still the one that was attached."""
+        for stream in self.streams:
+            stream.open().check_files()
 
     def fingerprint(self) -> str:
         """sha256 of what the streams make of the model's graph: which layers hold which."""

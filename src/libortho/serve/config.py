@@ -119,7 +119,12 @@ class OrthoConfig(CompressedTensorsConfig):  # type: ignore[misc]
         return self._rows
 
     def check_complete(self) -> None:
-        """Raise UnsupportedLayer unless this worker has loaded every layer of every stream."""
+        """Check that this worker has loaded every layer of every stream, as it was attached.
+
+        Raises:
+            UnsupportedLayer: layers were not loaded; all of them are named.
+            CorruptStream: files are others by now than those that the engine was configured for.
+        """
         wanted = {
             (stream.info.name, layer) for stream in self.attached.streams for layer in stream.layers
         }
@@ -130,6 +135,8 @@ class OrthoConfig(CompressedTensorsConfig):  # type: ignore[misc]
                 "vLLM runs these layers in a way that streams cannot be added to, so that "
                 f"requests would be answered without them: {listed}"
             )
+        # What was read is what stands there now: the hash is taken after the reading.
+        self.attached.check_unchanged()
         for name, size in sorted(self.bytes.items()):
             _log.info("libortho: stream %s takes %.1f MB of this worker's memory", name, size / 1e6)
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
+from fastapi.responses import JSONResponse
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import VLLMValidationError
 
 from libortho.errors import AlphaError
+from libortho.serve.bodies import problem
 from libortho.serve.config import attached_to
 from libortho.serve.requests import FIELD, request_alphas, salted
 
@@ -17,12 +21,14 @@ Wrapped = Callable[..., Any]
 
 
 def hook_front() -> None:
-    """Wrap the request check of the API process, and the fields of its endpoints."""
+    """Wrap the request check of the API process, and what reads the fields of its endpoints."""
+    from vllm.entrypoints.launchers import app
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
     from vllm.v1.engine.input_processor import InputProcessor
 
+    app.init_entrypoints_middleware = _reading_bodies(app.init_entrypoints_middleware)
     InputProcessor.process_inputs = _checking(InputProcessor.process_inputs)
     for request in (CompletionRequest, ChatCompletionRequest):
         request.to_beam_search_params = _without_beams(request.to_beam_search_params)
@@ -30,11 +36,53 @@ def hook_front() -> None:
         request.to_sampling_params = _in_its_place(request.to_sampling_params)
 
 
+class BodyCheck:
+    """ASGI middleware: answers 400 where α stands in a place that the route does not read."""
+
+    def __init__(self, app: Wrapped) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Wrapped, send: Wrapped) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        parts, message = [], {"more_body": True}
+        while message.get("more_body"):
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            parts.append(message.get("body", b""))
+        body = b"".join(parts)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        said = problem(path, scope["query_string"], body)
+        if said is not None:
+            error = VLLMValidationError(said, parameter=FIELD)
+            answer = JSONResponse(create_error_response(error).model_dump(), HTTPStatus.BAD_REQUEST)
+            await answer(scope, receive, send)
+            return
+        whole = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Any:
+            return whole.pop() if whole else await receive()
+
+        await self.app(scope, replay, send)
+
+
 def hook_core() -> None:
     """Salt every request's prefix hashes in the engine core, before the first is computed."""
     from vllm.v1.engine.core import EngineCore
 
     EngineCore.preprocess_add_request = _salting(EngineCore.preprocess_add_request)
+
+
+def _reading_bodies(original: Wrapped) -> Wrapped:
+    @functools.wraps(original)
+    def init_entrypoints_middleware(args: Any, app: Any, *more: Any, **options: Any) -> Any:
+        # The innermost: keys are checked before it, and a gateway's middleware has had its say.
+        app.add_middleware(BodyCheck)
+        return original(args, app, *more, **options)
+
+    return init_entrypoints_middleware
 
 
 def _checking(original: Wrapped) -> Wrapped:

@@ -26,7 +26,6 @@ from libortho.layout import OrthoTiles, tile_csr, tile_values
 from libortho.serve.matmuls import add_matmuls
 from libortho.serve.shards import Range, Shard, take_csr, take_placed
 from libortho.streams.layers import CsrLayer, DenseLayer, Layer
-from libortho.streams.ortho import OrthoStream
 
 if TYPE_CHECKING:
     from libortho.serve.config import OrthoConfig
@@ -80,7 +79,7 @@ class OrthoLinearMethod(CompressedTensorsLinearMethod):  # type: ignore[misc]
             held = [name for name in self.names if name in stream.layers]
             if not held:
                 continue
-            source = OrthoStream.open(stream.path)
+            source = stream.open()
             parts = [(offsets[name], source.layer(name)) for name in held]
             self._add(layer, which, parts, shard, device)
             self.config.read |= {(stream.info.name, name) for name in held}
