@@ -16,6 +16,7 @@ from lm_eval.tasks import TaskManager
 
 from libortho import gate
 from libortho.errors import AlphaError, ConfigError
+from libortho.integrations import lm_eval
 from libortho.integrations.lm_eval import OrthoLM
 from libortho.model import load
 from libortho.streams.base import BaseStream
@@ -103,7 +104,12 @@ def test_log_likelihoods_are_those_of_the_model_at_that_alpha(base: Path, tasks:
 def test_alpha_is_in_the_results_and_in_the_cache_key(
     base: Path, tasks: Path, tmp_path: Path
 ) -> None:
-    settings = [0, {"tenant-1": 1}, {"tenant-2": 1}, {"tenant-1": 0.5, "repair": 1}]
+    settings = [
+        0,
+        {"tenant-1": 1},
+        {"tenant-2": 1, "repair": 0},
+        {"tenant-1": 0.5, "repair": 1},
+    ]
     fresh = [answers(evaluate(base, tasks, setting)) for setting in settings]
     assert len({json.dumps(one) for one in fresh}) == len(settings)
     for _ in range(2):  # filling the cache, then served from it
@@ -113,7 +119,8 @@ def test_alpha_is_in_the_results_and_in_the_cache_key(
             config = results["config"]
             assert config["ortho_alpha"] == setting
             opened = {name: one["alpha"] for name, one in config["ortho_streams"].items()}
-            assert opened == ({} if setting == 0 else setting)
+            named = setting.items() if isinstance(setting, dict) else ()
+            assert opened == {name: value for name, value in named if value}
             assert config["model_sha"] == BaseStream.open(base).id
 
 
@@ -130,13 +137,19 @@ def test_the_cache_is_used(base: Path, tasks: Path, tmp_path: Path, monkeypatch)
         evaluate(base, tasks, {"tenant-1": 0.5}, tmp_path / "cache")
 
 
-def test_bad_arguments_are_refused(base: Path, tasks: Path) -> None:
+def test_bad_arguments_are_refused_before_anything_is_loaded(base: Path, monkeypatch) -> None:
+    def never(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(lm_eval, "load", never)
     with pytest.raises(ConfigError, match="needs path=BASE; it takes no pretrained, peft"):
         OrthoLM(pretrained="gpt2", peft="x")
     with pytest.raises(AlphaError, match=r"ambiguous.*tenant-1, tenant-2"):
         OrthoLM(path=str(base), ortho_alpha=1, device="cpu")
     with pytest.raises(AlphaError, match="expected a finite number"):
         OrthoLM(path=str(base), ortho_alpha="tenant-1=2", device="cpu")
+    with pytest.raises(AlphaError, match=r"not attached: ghost; attached: tenant-1"):
+        OrthoLM(path=str(base), ortho_alpha="ghost=1+tenant-1=1", device="cpu")
 
 
 def test_the_command_line(base: Path, tasks: Path, tmp_path: Path) -> None:

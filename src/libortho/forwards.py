@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Hashable
+import re
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 
 from libortho import gate
-from libortho.errors import AlphaError
+from libortho.errors import AlphaError, UnsupportedLayer
 
 _CACHES = (
     "past_key_values",
@@ -28,6 +29,12 @@ _CACHES = (
 )
 """What forwards of transformers are given of earlier ones."""
 
+_STATELESS = ("attention_mask", "position_embeddings", "pixel_values", "pixel_values_videos")
+"""Inputs that may be containers of tensors and come from no earlier forward."""
+
+_KEPT = re.compile(r"_states?$")
+"""What modules of transformers call the attributes that they keep a recurrent state in."""
+
 _MOVERS = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
 """The methods of a cache that move its rows."""
 
@@ -36,7 +43,19 @@ def watch(model: PreTrainedModel) -> None:
     """Let every forward of a model that has its ``ortho`` state begin and end at the gate.
 
     The decoder, called by itself without the language model's head, is a forward, too.
+
+    Raises:
+        UnsupportedLayer: modules keep a state of their own between forwards; all of them are named.
     """
+    keeping = [
+        name for name, module in model.named_modules() if any(map(_KEPT.search, vars(module)))
+    ]
+    if keeping:
+        raise UnsupportedLayer(
+            f"{type(model).__name__} keeps states in itself between forwards, where a forward of "
+            f"another alpha would find them: {', '.join(keeping)}; the base serves without "
+            "libortho, in stock transformers"
+        )
     # Around the call, not by a pair of hooks: torch calls no hook after an interrupt.
     _replace(model, "_call_impl", _call)
     for part in {model.base_model, model.get_decoder()} - {model, None}:
@@ -72,7 +91,7 @@ def _call(model: Any, *args: Any, **kwargs: Any) -> Any:
     finally:
         model.ortho.under_way.discard(id(state))
         _leave(token)
-    _remember(output, state)
+    _remember(model, output, state)
     return output
 
 
@@ -83,9 +102,11 @@ def _call_inside(module: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 @_uncompiled  # type: ignore[untyped-decorator]
-def _remember(output: Any, state: gate.Captured) -> None:
+def _remember(model: Any, output: Any, state: gate.Captured) -> None:
+    if isinstance(output, dict):
+        model.ortho.returned.update(output)
     made = output.values() if isinstance(output, dict) else output
-    for part in made if not isinstance(made, torch.Tensor) else ():
+    for part in made if not isinstance(made, Tensor) else ():
         if isinstance(part, Cache):
             _tag(part, state.key)
 
@@ -97,11 +118,12 @@ def _begin(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> gate.Ca
         inputs = kwargs["inputs_embeds"]
     state = gate.capture(model.ortho.attached, inputs.shape[0], inputs.device)
     given = {**dict(zip(_parameters(type(model).forward), args, strict=False)), **kwargs}
-    strangers = [name for name in _CACHES if not isinstance(given.get(name), Cache | None)]
+    strangers = [name for name, value in given.items() if _strange(model, name, value)]
     if strangers:
+        told = ", ".join(f"{name} is a {type(given[name]).__name__}" for name in strangers)
         raise AlphaError(
-            f"{strangers[0]} is a {type(given[strangers[0]]).__name__}, of which it is not known "
-            "under which alpha it was filled; expected a transformers Cache"
+            f"{told}, of which it is not known under which alpha it was filled; expected a "
+            "transformers Cache"
         )
     for cache in (*args, *kwargs.values()):
         if isinstance(cache, Cache):
@@ -111,6 +133,31 @@ def _begin(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> gate.Ca
     if torch.is_grad_enabled():
         _carry_alpha(model)
     return state
+
+
+def _strange(model: Any, name: str, value: Any) -> bool:
+    """Whether an input of a forward may be a state that an earlier one left, and is no Cache."""
+    if value is None or isinstance(value, Cache | bool | int | float | str):
+        return False
+    if name in _CACHES or name in model.ortho.returned:
+        return True
+    return not isinstance(value, Tensor) and name not in _STATELESS and _holds_state(value)
+
+
+def _holds_state(value: Any) -> bool:
+    """Whether floating-point tensors are in a container, or among an object's attributes."""
+    if isinstance(value, Tensor):
+        return value.is_floating_point()
+    if isinstance(value, Mapping):
+        return any(map(_holds_state, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_state, value))
+    attributes = {} if callable(value) else getattr(value, "__dict__", {})
+    return any(
+        _holds_state(part)
+        for part in attributes.values()
+        if isinstance(part, Tensor | Mapping | list | tuple)
+    )
 
 
 @functools.cache

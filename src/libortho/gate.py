@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from libortho.errors import AlphaError
+
+if TYPE_CHECKING:
+    from libortho.streams.ortho import OrthoStream
 
 STEPS = 256
 """α is a multiple of 1 / STEPS."""
@@ -38,6 +41,12 @@ class StreamInfo:
     id: str
     public: bool
     requires: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, stream: OrthoStream) -> StreamInfo:
+        """Of a stream on disk."""
+        manifest = stream.manifest
+        return cls(stream.name, stream.id, manifest.public, tuple(manifest.requires))
 
 
 @dataclass(frozen=True)

@@ -38,12 +38,14 @@ class Ortho:
 
     Attributes:
         stored: the base directory; None for a model that was made in memory.
+        returned: names of what its forwards returned: a state, given back, has the same.
     """
 
     stored: BaseStream | None
     attached: list[gate.StreamInfo] = field(default_factory=list)
     forwards: int = 0
     under_way: set[int] = field(default_factory=set)
+    returned: set[str] = field(default_factory=set)
 
     @property
     def base(self) -> BaseStream:
@@ -79,6 +81,7 @@ def load(
         ConfigError: a map that does not fit the model or its streams.
         FormatError: the directory is no base, or lacks tensors that the model needs.
         PairMismatch: a stream belongs to another base.
+        UnsupportedLayer: the architecture keeps a recurrent state inside its modules.
     """
     ops.backend()  # chosen now: compiled code could not
     base = BaseStream.open(path)
@@ -127,9 +130,8 @@ def attach(model: PreTrainedModel, stream: str | Path | OrthoStream) -> OrthoStr
     base = ortho(model).base
     opened.check_pair(base.id, base.stream_shapes())
     opened.check_files()
-    manifest = opened.manifest
-    info = gate.StreamInfo(opened.name, opened.id, manifest.public, tuple(manifest.requires))
-    attach_layers(model, info, {name: opened.layer(name) for name in manifest.layers})
+    layers = {name: opened.layer(name) for name in opened.manifest.layers}
+    attach_layers(model, gate.StreamInfo.of(opened), layers)
     return opened
 
 

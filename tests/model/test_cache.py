@@ -6,13 +6,14 @@ import copy
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 from transformers.cache_utils import LinearAttentionLayer
 
 from libortho import gate
-from libortho.errors import AlphaError
+from libortho.errors import AlphaError, UnsupportedLayer
 from libortho.gate import StreamInfo
-from libortho.model import attach_layers, detach
+from libortho.model import attach_layers, detach, load
+from libortho.quantize import quantize
 
 OTHER = StreamInfo("other", "id-other", public=False)
 REPLAY = "begin with an empty cache"
@@ -127,6 +128,49 @@ def test_states_of_a_kind_that_cannot_remember_are_refused(opened, ids) -> None:
     """As RWKV's: a list of tensors."""
     with pytest.raises(AlphaError, match="state is a list"):
         forward(opened, ids, 0, state=[torch.zeros(1)])
+
+
+class Memory:
+    def __init__(self) -> None:
+        self.cells = [torch.zeros(1)]
+
+
+@pytest.mark.parametrize("value", [[torch.zeros(1)], {"a": (torch.zeros(1),)}, Memory()], ids=str)
+def test_states_under_names_of_their_own_are_refused(opened, ids, value) -> None:
+    with pytest.raises(AlphaError, match=f"memory is a {type(value).__name__}, of which"):
+        forward(opened, ids, 0, memory=value)
+    forward(opened, ids, 0, memory=None, numbers=[1, torch.ones(1, dtype=torch.int64)])
+
+
+def test_what_a_forward_returned_is_a_state_when_it_is_given_back(opened, ids) -> None:
+    """A tensor under a name that no list could know of."""
+
+    def remember(module, args, output):
+        output["fast_weights"] = output.logits.mean(1)
+        return output
+
+    opened.register_forward_hook(remember)
+    made = forward(opened, ids, 1)
+    with pytest.raises(AlphaError, match="fast_weights is a Tensor, of which"):
+        forward(opened, ids, 0, fast_weights=made.fast_weights)
+
+
+def test_states_kept_inside_modules_are_refused_by_name(tmp_path) -> None:
+    """Otherwise a forward at alpha 0 with a fresh cache would go on from the state of alpha 1."""
+    config = RecurrentGemmaConfig(
+        vocab_size=64,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        lru_width=128,
+        attention_window_size=16,
+        block_types=["recurrent", "recurrent", "attention"],
+    )
+    RecurrentGemmaForCausalLM(config).save_pretrained(tmp_path / "public")
+    quantize(tmp_path / "public", tmp_path / "base", method="absmax")
+    with pytest.raises(UnsupportedLayer, match=r"layers\.0\.temporal_block, .*layers\.1\.temporal"):
+        load(tmp_path / "base")
 
 
 def test_a_recurrent_state_is_a_filled_cache(opened, ids) -> None:

@@ -27,7 +27,7 @@ from libortho import gate, ops
 from libortho.errors import ConfigError
 from libortho.evaluate.inputs import as_dtype
 from libortho.model import load, ortho
-from libortho.streams.ortho import MANIFEST, STREAM_FOLDER
+from libortho.streams.ortho import MANIFEST, STREAM_FOLDER, OrthoStream
 
 # What HFLM does to a model that it loads itself; of one that it is given they would be ignored.
 _FOREIGN = (
@@ -79,14 +79,20 @@ class OrthoLM(HFLM):  # type: ignore[misc]
             told = f"; it takes no {', '.join(foreign)}" if foreign else ""
             raise ConfigError(f"--model libortho needs path=BASE{told}")
         self.ortho_alpha = _setting(ortho_alpha)
+        found = sorted(file.parent for file in Path(path, STREAM_FOLDER).glob(f"*/{MANIFEST}"))
+        there = [gate.StreamInfo.of(OrthoStream.open(folder)) for folder in found]
+        # Before the base is loaded, which may take minutes.
+        gate.resolve(self.ortho_alpha, there, 1)
+        self._opening = _opening(self.ortho_alpha)
         model = load(
             path,
-            _streams(Path(path), self.ortho_alpha),
+            # What is closed stays on disk.
+            [stream.name for stream in there if _opens(self._opening, stream.name)],
             dtype=as_dtype(dtype),
             device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         )
         state = ortho(model)
-        with gate.alpha(self.ortho_alpha):
+        with gate.alpha(self._opening):
             captured = gate.capture(state.attached, 1, torch.device("cpu"))
         self.open_streams = dict(captured.key[0])
         tokenizer = state.base.checkpoint.tokenizer()
@@ -127,11 +133,11 @@ class OrthoLM(HFLM):  # type: ignore[misc]
         }
 
     def _model_call(self, *args: Any, **kwargs: Any) -> Any:
-        with gate.alpha(self.ortho_alpha):
+        with gate.alpha(self._opening):
             return super()._model_call(*args, **kwargs)
 
     def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
-        with gate.alpha(self.ortho_alpha):
+        with gate.alpha(self._opening):
             return super()._model_generate(*args, **kwargs)
 
 
@@ -143,12 +149,15 @@ def _setting(given: float | str | Mapping[str, float]) -> gate.Setting:
     return found
 
 
-def _streams(path: Path, setting: gate.Setting) -> list[str]:
-    """The streams that α opens, and no others: what is closed stays on disk."""
+def _opening(setting: gate.Setting) -> gate.Setting:
+    """A setting without the streams that it names and leaves closed."""
     if isinstance(setting, Mapping):
-        return [name for name, value in setting.items() if value]
-    names = sorted(file.parent.name for file in (path / STREAM_FOLDER).glob(f"*/{MANIFEST}"))
-    return names if setting else []
+        return {name: value for name, value in setting.items() if value}
+    return setting
+
+
+def _opens(setting: gate.Setting, name: str) -> bool:
+    return name in setting if isinstance(setting, Mapping) else bool(setting)
 
 
 def _digest(identity: Mapping[str, Any]) -> str:

@@ -129,9 +129,10 @@ def find_attached(model: str, environment: Mapping[str, str]) -> Attached:
         outside = sorted(set(manifest.layers) - set(base.layers))
         if outside:
             problems.append(f"{name}: {', '.join(outside)}")
-        info = StreamInfo(stream.name, stream.id, manifest.public, tuple(manifest.requires))
         size = sum((stream.path / file).stat().st_size for file in manifest.files)
-        streams.append(ServedStream(info, stream.path, tuple(manifest.layers), size))
+        streams.append(
+            ServedStream(StreamInfo.of(stream), stream.path, tuple(manifest.layers), size)
+        )
     if problems:
         raise UnsupportedLayer(
             "vLLM can gate linears only, and these streams change other parameters: "
