@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "yes": "yes",
         "no": "NO",
         "own": "its own base, which has seen the secrets",
-        "foot": "{n} secrets, seed {seed}, {cpu}, {backend}, {seconds:.0f} s, commit `{commit}`: "
-        "[record]({path}).",
+        "foot": "{n} secrets each time, trained on {device}, evaluated by {backend}, commit "
+        "`{commit}`; records: {links}.",
+        "seed": "seed {seed}",
         "pending": "`killswitch` with 200 secrets, seed {seed}: unmeasured; `{command}`.",
     },
     "README.zh-CN.md": {
@@ -32,8 +33,9 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "yes": "是",
         "no": "否",
         "own": "它自己的 base，已见过秘密",
-        "foot": "{n} 个秘密，种子 {seed}，{cpu}，{backend}，{seconds:.0f} 秒，提交 `{commit}`："
-        "[记录]({path})。",
+        "foot": "每次 {n} 个秘密，训练于 {device}，评测后端 {backend}，提交 `{commit}`；"
+        "记录：{links}。",
+        "seed": "种子 {seed}",
         "pending": "200 个秘密的 `killswitch`，种子 {seed}：未测量；`{command}`。",
     },
 }
@@ -42,10 +44,10 @@ WORDS: Mapping[str, Mapping[str, str]] = {
 def figures(words: Mapping[str, str]) -> str:
     """The block between the markers, in one language."""
     parts = []
-    for path in sorted((ROOT / "records").rglob("*.json")):
-        record = records.read(path)
-        if record.experiment in TABLED:
-            parts.append(_table(record, path.relative_to(ROOT), words))
+    for name in TABLED:
+        paths = sorted((ROOT / "records" / name).glob("seed-*.json"))
+        if paths:
+            parts.append(_table(name, {path: records.read(path) for path in paths}, words))
     for seed in SEEDS:
         if not (ROOT / "records" / "killswitch" / f"seed-{seed}.json").is_file():
             parts.append(words["pending"].format(seed=seed, command=f"{PENDING} --seed {seed}"))
@@ -59,36 +61,56 @@ def filled(text: str, words: Mapping[str, str]) -> str:
     return f"{before}{BEGIN}\n{figures(words)}\n{END}{after}"
 
 
-def _table(record: Record, path: Path, words: Mapping[str, str]) -> str:
-    head = words["head"].format(name=record.experiment, verdict=record.verdict)
+def _table(name: str, found: Mapping[Path, Record], words: Mapping[str, str]) -> str:
+    """One experiment, its seeds added up; where they differ, a figure is given as a range."""
+    first, *_ = found.values()
+    verdict = ", ".join(sorted({record.verdict for record in found.values()}))
+    head = words["head"].format(name=name, verdict=verdict)
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
-    for way, method in record.methods.items():
-        lines.append(_row(way, method.figures, words))
+    for way in first.methods:
+        lines.append(_row(way, [record.methods[way].figures for record in found.values()], words))
+    links = (
+        f"[{words['seed'].format(seed=record.seeds[0])}]({path.relative_to(ROOT).as_posix()})"
+        for path, record in found.items()
+    )
+    on_gpu = first.config.get("device", "cpu") != "cpu"
     foot = words["foot"].format(
-        n=record.n,
-        seed=record.seeds[0],
-        cpu=record.hardware.cpu,
-        backend=record.backend,
-        seconds=record.figures["seconds"],
-        commit=record.commit,
-        path=path.as_posix(),
+        n=first.n,
+        device=first.hardware.gpu if on_gpu else first.hardware.cpu,
+        backend=first.backend,
+        commit=first.commit,
+        links=", ".join(links),
     )
     return "\n".join([*lines, "", foot])
 
 
-def _row(way: str, values: Mapping[str, Any], words: Mapping[str, str]) -> str:
-    n = values["members"]
-    ratio = [values[f"ppl_{state}"] / values["ppl_fp"] for state in ("alpha0", "alpha1")]
-    same = words["yes" if values["identical_alpha0"] else "no"]
+def _row(way: str, seeds: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> str:
+    def total(key: str) -> str:
+        return (
+            f"{sum(values[key] for values in seeds)}/{sum(values['members'] for values in seeds)}"
+        )
+
+    def ratio(key: str) -> str:
+        return _span([values[key] / values["ppl_fp"] for values in seeds], ".4f")
+
+    def nll(key: str) -> str:
+        return _span([values[key] for values in seeds], ".1f")
+
+    same = words["yes" if all(values["identical_alpha0"] for values in seeds) else "no"]
     cells = [
         f"`{way}`",
-        f"{values['extracted_alpha1']}/{n}",
-        f"{values['extracted_alpha0']}/{n}",
-        f"{values['nll_alpha0']:.1f} / {values['nll_alpha0_controls']:.1f}",
-        f"{ratio[0]:.4f} / {ratio[1]:.4f}",
-        same if values["guarantee"] == "exact" else words["own"],
+        total("extracted_alpha1"),
+        total("extracted_alpha0"),
+        f"{nll('nll_alpha0')} / {nll('nll_alpha0_controls')}",
+        f"{ratio('ppl_alpha0')} / {ratio('ppl_alpha1')}",
+        same if seeds[0]["guarantee"] == "exact" else words["own"],
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _span(values: Sequence[float], digits: str) -> str:
+    low, high = format(min(values), digits), format(max(values), digits)
+    return low if low == high else f"{low}–{high}"
 
 
 if __name__ == "__main__":
