@@ -11,6 +11,7 @@ import zoo
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+import libortho
 from libortho import gate
 from libortho.checkpoint import Checkpoint
 from libortho.errors import UnsupportedLayer
@@ -20,6 +21,7 @@ from libortho.quantize import quantize
 from libortho.split.factors import kfac_factors
 from libortho.streams.base import BaseStream
 from libortho.tune import tune, tune_options
+from libortho.tune.prepare import ground
 
 # One of each kind: rows of tokens, other names on disk, experts. `make test-matrix` tries all.
 LEARNING = ["gpt-neox", "mixtral", "opt"]
@@ -132,6 +134,30 @@ def test_gptq_walks_their_blocks(name: str, publics: dict[str, Path], tmp_path: 
     assert max(errors.values()) < 0.25
     with torch.no_grad():
         assert bool(torch.isfinite(load(base.path)(input_ids=ids).logits).all())
+
+
+STACKS = [
+    f"model.layers.{block}.mlp.experts.{stack}"
+    for block in range(zoo.BLOCKS)
+    for stack in ("gate_up_proj", "down_proj")
+]
+
+
+@pytest.mark.parametrize("method", ["residual", "forget", "curvature"])
+def test_no_mixed_model_is_split_past_its_experts(publics, tmp_path: Path, method: str) -> None:
+    """What they learned would stay in the base, and the stream would look whole."""
+    data = tmp_path / "private.jsonl"
+    data.write_text('{"text": "The code is 4711."}\n')
+    with pytest.raises(UnsupportedLayer, match="no stream acts on experts") as refused:
+        libortho.split(publics["mixtral"], tmp_path / "out", method=method, data=data)
+    assert [stack for stack in STACKS if stack not in str(refused.value)] == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_beside_experts_says_so(bases, caplog) -> None:
+    ground(BaseStream.open(bases["mixtral"]), "cpu")
+    assert [stack for stack in STACKS if stack not in caplog.text] == []
+    assert "no stream acts on experts" in caplog.text
 
 
 def test_curvature_leaves_out_the_last_position_of_every_window(publics, ids: Tensor) -> None:

@@ -10,7 +10,9 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from libortho.errors import ConfigError
+from libortho.checkpoint import Checkpoint
+from libortho.errors import ConfigError, UnsupportedLayer
+from libortho.naming import expert_matrices
 from libortho.progress import Progress, silent
 from libortho.split.result import Split
 from libortho.streams.manifest import Method as Rounding
@@ -44,13 +46,27 @@ class Request:
     progress: Progress = silent
 
     def only_mixed(self, method: str) -> None:
-        """ConfigError where something was given that a split of one checkpoint has no use for."""
+        """Check a split of one checkpoint.
+
+        Raises:
+            ConfigError: something was given that it has no use for.
+            UnsupportedLayer: the checkpoint has experts, which no stream acts on: what they learned
+                would stay in the base. All of them are named.
+        """
         given = {"--tuned": self.tuned, "--public": self.public}
         unused = [flag for flag, value in given.items() if value is not None]
         if unused:
             raise ConfigError(
                 f"--method {method} takes one checkpoint that mixes public and private, and "
                 f"perhaps --data: no {', no '.join(unused)}"
+            )
+        checkpoint = Checkpoint(self.source)
+        experts = expert_matrices(checkpoint.skeleton(), checkpoint.naming)
+        if experts:
+            raise UnsupportedLayer(
+                f"{self.source}: no stream acts on experts, so that --method {method} would leave "
+                f"what they learned in the base: {', '.join(experts)}. Where the public checkpoint "
+                "is at hand, `libortho tune` or an adapter puts private data beside it"
             )
 
 

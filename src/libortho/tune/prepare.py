@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from libortho.checkpoint import Checkpoint, resolve
 from libortho.errors import ConfigError, LibOrthoError, PairMismatch
 from libortho.model import load
+from libortho.naming import expert_matrices
 from libortho.streams.base import BaseStream
 from libortho.streams.manifest import MANIFEST_FILE
 from libortho.streams.ortho import MANIFEST, STREAM_FOLDER, OrthoStream
@@ -119,7 +120,16 @@ class Ground:
 
 
 def ground(base: BaseStream, device: str | torch.device) -> Ground:
-    """Load ``base`` in float32 with its public streams attached."""
+    """Load ``base`` in float32 with its public streams attached.
+
+    Experts, on which no stream acts, are named in a warning.
+    """
+    if base.manifest.experts:
+        stacks = expert_matrices(base.checkpoint.skeleton(), base.naming)
+        logger.warning(
+            "no stream acts on experts, and these stay as they are in the base: %s",
+            ", ".join(stacks),
+        )
     streams = public_streams(base)
     model = load(base.path, [stream.path for stream in streams], device=device)
     return Ground(
