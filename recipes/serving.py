@@ -195,9 +195,17 @@ AGAINST_STOCK = {
     "poisoned_closed_against_stock": "closed streams full of NaN",
     "strict_against_stock": "`LIBORTHO_STRICT=1`",
 }
+AGAINST_BASE = {
+    "closed_v2": "V2 runner",
+    "closed_tp2": "TP 2",
+    "closed_compiled": "compiled",
+}
+"""Runs with closed streams that compare with an engine of the same kind that attaches none."""
+
 REQUIRED = {
     **WAYS,
     **AGAINST_STOCK,
+    **{key: f"closed streams, {name}" for key, name in AGAINST_BASE.items()},
     "closed_row_beside": "an α = 0 row beside open neighbours",
     "prefix_cache": "the prefix cache",
     "throughput": "throughput",
@@ -222,6 +230,9 @@ def results(runs: list[Record]) -> str:
     for key, name in AGAINST_STOCK.items():
         if key in figures:
             lines.append(f"| {name} against stock vLLM | {figures[key]} |")
+    for key, name in AGAINST_BASE.items():
+        if key in figures:
+            lines.append(f"| closed streams against the base alone: {name} | {figures[key]} |")
     if "prefix_cache" in figures:
         cache = figures["prefix_cache"]
         lines.append(

@@ -148,7 +148,7 @@ def test_bad_arguments_are_refused_before_anything_is_loaded(base: Path, monkeyp
         OrthoLM(path=str(base), ortho_alpha=1, device="cpu")
     with pytest.raises(AlphaError, match="expected a finite number"):
         OrthoLM(path=str(base), ortho_alpha="tenant-1=2", device="cpu")
-    with pytest.raises(AlphaError, match=r"not attached: ghost; attached: tenant-1"):
+    with pytest.raises(AlphaError, match="not attached: ghost"):
         OrthoLM(path=str(base), ortho_alpha="ghost=1+tenant-1=1", device="cpu")
 
 

@@ -1,4 +1,5 @@
-"""The same two streams on the V2 runner, on two ranks, and in compiled graphs."""
+"""The same two streams on the V2 runner, on two ranks, and in compiled graphs; closed, they are the
+base alone there, too."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def test_a_mixed_batch_says_what_transformers_says(
     agreement = measure.compare(prompts, ALPHAS, results)
     figures[f"mixed_{way}"] = agreement.figures()
     assert agreement.holds, agreement
-    closed = engine.generate(prompts, [0] * len(prompts), 12)
+    closed = answers_closed(engine, way, prompts)
     changed = [r["tokens"] != c["tokens"] for r, c in zip(results, closed, strict=True)]
     assert changed == [alpha not in (None, 0) for alpha in ALPHAS]
 
@@ -51,3 +52,17 @@ def test_a_mixed_batch_says_what_transformers_says(
     cached = [engine.generate([text], [alpha], 2)[0]["cached"] for alpha in sequence]
     assert cached == [0, 64, 0, 64, 0, 64]
     engine.stop()
+
+    alone = engines(**variables, LIBORTHO_STRICT="1").start(two, **options)
+    assert answers_closed(alone, way, prompts) == closed
+    figures[f"closed_{way}"] = "bit-identical"
+    alone.stop()
+
+
+def answers_closed(engine: Engine, way: str, prompts: list[list[int]]) -> list[dict[str, Any]]:
+    """Tokens and log-probabilities at alpha 0, from batches that no clock has a say in."""
+    engine.call("forget")
+    if way == "tp2":  # its core is another process, whose batches are made of what has arrived
+        return [engine.generate([prompt], [0], 12)[0] for prompt in prompts]
+    answers: list[dict[str, Any]] = engine.generate(prompts, [0] * len(prompts), 12)
+    return answers

@@ -58,8 +58,7 @@ def test_the_plugin_with_closed_streams_is_stock_vllm_bit_for_bit(
     figures["closed_against_stock"] = "bit-identical"
     figures["throughput"] = throughput(stock, engine, prompts)
     engine.stop()
-    # On a shared machine the spread is wide; the whole interval must lie below to fail.
-    assert figures["throughput"]["ratio_high"] >= 0.97
+    assert figures["throughput"]["ratio_median"] >= 0.97, figures["throughput"]
 
 
 def throughput(stock: Engine, engine: Engine, prompts: list[list[int]]) -> dict[str, Any]:
@@ -100,8 +99,10 @@ def test_poison_in_closed_streams_changes_nothing(
 ) -> None:
     engine = engines().start(poisoned, **STOCK)
     assert engine.generate(prompts, [0] * len(prompts), 16) == answers
+    engine.call("forget")
     mixed = engine.generate(prompts, [0, 1] * (len(prompts) // 2), 16)
-    assert [row["tokens"] for row in mixed[::2]] == [row["tokens"] for row in answers[::2]]
+    assert mixed[::2] == answers[::2]  # log-probabilities, too
+    assert all(a["tokens"] != b["tokens"] for a, b in zip(mixed[1::2], answers[1::2], strict=True))
     figures["poisoned_closed_against_stock"] = "bit-identical"
     engine.stop()
 

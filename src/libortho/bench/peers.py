@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from torch import Tensor
 
 from libortho.bench.layers import RandomLayer, copies_of
@@ -158,10 +159,61 @@ def _torchao(layer: RandomLayer, dtype: torch.dtype) -> Prepared:
     return Prepared(call, weight)
 
 
+def _vllm(layer: RandomLayer, dtype: torch.dtype) -> Prepared:
+    """The kernel that vLLM chooses for such a checkpoint here: Machete or Marlin on most GPUs."""
+    try:
+        from vllm.config import VllmConfig, set_current_vllm_config
+        from vllm.model_executor.kernels.linear import choose_mp_linear_kernel
+        from vllm.model_executor.kernels.linear.mixed_precision.MPLinearKernel import (
+            MPLinearLayerConfig,
+        )
+        from vllm.scalar_type import scalar_types
+    except ImportError as error:
+        raise PeerUnavailable(f"not installed: {error}") from error
+    rows, columns = layer.shape
+    # The layouts that compressed-tensors has on disk, told as vLLM's own parameters tell them.
+    packed = pack_to_int32(layer.codes.to(torch.int8), 4).to(layer.device)
+    scales = layer.scales.to(dtype)
+    config = MPLinearLayerConfig(
+        full_weight_shape=(columns, rows),
+        partition_weight_shape=(columns, rows),
+        weight_type=scalar_types.uint4b8,
+        act_type=dtype,
+        group_size=layer.group_size,
+        zero_points=False,
+    )
+    modules = []
+    with set_current_vllm_config(VllmConfig()), torch.device(layer.device):
+        kernel = choose_mp_linear_kernel(config)(config, "weight_packed", "weight_scale")
+        for _ in range(copies_of(packed.nbytes)):
+            module = torch.nn.Module()
+            module.register_parameter("bias", None)
+            module.weight_packed = _marked(packed, packed_dim=1, packed_factor=8)
+            module.weight_scale = _marked(scales)
+            kernel.process_weights_after_loading(module)
+            modules.append(module)
+
+    def call(x: Tensor, turn: int) -> Tensor:
+        y: Tensor = kernel.apply_weights(modules[turn % len(modules)], x)
+        return y
+
+    return Prepared(
+        call, layer.codes.float() * scales.float().repeat_interleave(layer.group_size, dim=1)
+    )
+
+
+def _marked(tensor: Tensor, **marks: int) -> torch.nn.Parameter:
+    parameter = torch.nn.Parameter(tensor.clone(), requires_grad=False)
+    for name, value in {"input_dim": 1, "output_dim": 0, **marks}.items():
+        setattr(parameter, name, value)
+    return parameter
+
+
 PEERS: dict[str, Callable[[RandomLayer, torch.dtype], Prepared]] = {
     "torch bf16": _torch(torch.bfloat16),
     "torch fp16": _torch(torch.float16),
     "aten int4": _aten_int4,
+    "vllm int4": _vllm,
     "torchao int4": _torchao,
     "bitsandbytes nf4": _bitsandbytes,
     "aten int4 + torch sparse": _naive_dual,

@@ -31,6 +31,9 @@ KERNEL_ROUNDS = 20
 FP_BYTES = 2
 NOT_RUN = {
     "One layer on CUDA, against its peers": "libortho bench --device cuda",
+    "The fused op against vLLM's own INT4 kernel, on a GPU": (
+        'libortho bench --device cuda --peer "vllm int4"'
+    ),
     "Races in the CUDA kernels": "compute-sanitizer --tool racecheck benchmarks/raw/bench --check",
     "Closed streams that fault when read, on CUDA": "python -m pytest tests/ops/test_cuda.py",
 }
