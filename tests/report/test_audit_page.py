@@ -61,7 +61,9 @@ def synthetic(verdict: str = "PASS", leak: bool = False) -> Record:
         n=N,
         seeds=[0],
         backend="native avx2",
-        reason="all checks held." if verdict == "PASS" else "recall is 0.1, wanted ≥ 0.95: x.",
+        reason="all checks held."
+        if verdict == "PASS"
+        else "α = 1: recall is 0.1, wanted ≥ 0.95: the run shows nothing.",
         figures={
             "members": N,
             "controls": N,
@@ -137,7 +139,7 @@ def test_the_verdict_is_one_sentence(tmp_path: Path) -> None:
         synthetic("FAIL", leak=True)
     )
     assert said(synthetic("VOID")) == (
-        "This audit shows nothing, neither way: recall is 0.1, wanted ≥ 0.95."
+        "This audit shows nothing, neither way: α = 1: recall is 0.1, wanted ≥ 0.95."
     )
 
 
@@ -161,3 +163,30 @@ def test_a_missing_figure_is_red_with_its_command(tmp_path: Path) -> None:
 
 def test_what_was_not_run_says_how(page: str) -> None:
     assert "libortho shadows --data FILE -o DIR" in page
+
+
+def test_what_an_early_end_left_out_is_said_once_and_has_no_card(tmp_path: Path) -> None:
+    record = synthetic("VOID")
+    for label, method in record.methods.items():
+        kept = {"greedy": method.figures["attacks"]["greedy"]}  # type: ignore[index]
+        fields = {**method.figures, "attacks": kept, "raw": {}}
+        record.methods[label] = records.Method.model_validate(fields)
+    record.figures["family"] = {"adjusted": {}}
+    record.not_run |= dict.fromkeys(("loss", "exposure", "relearn"), "the audit was void before")
+    shown = render(tmp_path, record)
+    assert 'class="card missing"' not in shown
+    assert shown.count("the audit was void before") == 1
+    assert "exposure, loss, relearn" in shown or "loss, exposure, relearn" in shown
+
+
+def test_whole_steps_and_what_no_sampler_emits_are_shown_as_such() -> None:
+    figures = {
+        "relearn": {"steps to half": {"value": 7.0, "low": 6.0, "high": 9.0, "n": 15}},
+        "discoverable": {
+            "log10 queries, controls": {"value": 300.0, "low": 300.0, "high": 300.0, "n": 30}
+        },
+    }
+    raw = {"relearn": {"model": {"limit": 10}}}
+    found = audit.AuditState("α = 0", True, figures, raw)  # type: ignore[arg-type]
+    assert audit.cell(found, "relearn", "steps to half").text == "7"
+    assert audit.cell(found, "discoverable", "log10 queries, controls").text == "never"

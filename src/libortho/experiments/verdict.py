@@ -5,13 +5,16 @@ VOID: the run shows nothing. FAIL: it shows that a promise is broken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 from pydantic import JsonValue
 
 from libortho.records import Verdict
+
+MEANING: Mapping[Verdict, str] = {"VOID": "the run shows nothing", "FAIL": "a promise is broken"}
+"""What decides, in this order, and what it means; closes the sentence of :func:`judge`."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,11 @@ def exactly(
 
 def judge(checks: Sequence[Check]) -> tuple[Verdict, str]:
     """The verdict and one sentence that says what decided it."""
-    for verdict, meaning in (("VOID", "the run shows nothing"), ("FAIL", "a promise is broken")):
+    for verdict, meaning in MEANING.items():
         broken = [check for check in checks if check.decides == verdict and not check.held]
         if broken:
             listed = "; ".join(f"{c.name} is {_short(c.found)}, wanted {c.limit}" for c in broken)
-            return ("VOID" if verdict == "VOID" else "FAIL"), f"{listed}: {meaning}."
+            return verdict, f"{listed}: {meaning}."
     return "PASS", f"all {len(checks)} checks held."
 
 
