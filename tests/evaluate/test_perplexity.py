@@ -14,21 +14,7 @@ from libortho.evaluate.perplexity import (
     perplexity,
     token_nll,
     window_batch,
-    windows,
 )
-
-
-def test_windows_do_not_overlap_and_the_tail_is_dropped() -> None:
-    cut = windows(list(range(23)), 5)
-    assert cut.shape == (4, 5)
-    assert cut.flatten().tolist() == list(range(20))
-    assert cut.dtype == torch.int64
-
-
-@pytest.mark.parametrize(("tokens", "length"), [(4, 5), (10, 1), (0, 2)])
-def test_no_window(tokens: int, length: int) -> None:
-    with pytest.raises(ConfigError, match="do not fill"):
-        windows(list(range(tokens)), length)
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libortho.errors import ConfigError
-from libortho.privacy.mix import STRATA, strata, training_mix
+from libortho.privacy.mix import STRATA, halves, strata, training_mix
 
 
 @settings(max_examples=40, deadline=None)
@@ -46,3 +46,22 @@ def test_members_are_spread_over_the_strata() -> None:
 def test_counts_must_be_positive(pool: int, exposures: list[int], steps: int) -> None:
     with pytest.raises(ConfigError):
         next(training_mix(pool, exposures, steps=steps, batch=1, seed=0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    shown=st.lists(st.sampled_from(STRATA), min_size=1, max_size=40),
+)
+def test_halves_hold_every_stratum_alike(seed: int, shown: list[int]) -> None:
+    first, second = halves(shown, seed)
+    assert sorted(first + second) == list(range(len(shown)))
+    assert 0 <= len(first) - len(second) <= 1
+    counts = [Counter(shown[index] for index in half) for half in (first, second)]
+    assert all(abs(counts[0][one] - counts[1][one]) <= 1 for one in STRATA)
+    assert halves(shown, seed) == (first, second)
+
+
+def test_halves_are_drawn_by_the_seed() -> None:
+    """Members taking the strata in turn, every other one would hold every other stratum."""
+    assert len({tuple(halves(strata(40, (16, 64)), seed)[0]) for seed in range(4)}) == 4

@@ -25,17 +25,17 @@ from libortho.privacy.resample import neighbours as resampled
 from libortho.progress import Progress, silent
 from libortho.split.edited import write_edited
 from libortho.split.forgetting import Neighbours, completion_nll
-from libortho.split.request import SieveOptions
+from libortho.split.request import UnlearningOptions
 from libortho.streams.base_writer import check_target
 from libortho.texts import Text, calibration
-from libortho.tune import replay_windows, tune_options
+from libortho.tune import replay_windows
 from libortho.tune.prepare import plain_model
 from libortho.tune.replay import Replay, draws
 
 _GROUP = 128
 
 
-class UnlearnOptions(SieveOptions):
+class UnlearnOptions(UnlearningOptions):
     """Settings of both objectives.
 
     Attributes:
@@ -43,30 +43,12 @@ class UnlearnOptions(SieveOptions):
         beta: β of NPO.
         steps: of AdamW, cosine to 0.
         lr: peak learning rate.
-        private_batch: rows a step.
-        neighbours: synthetic rows of the same templates.
-        neighbour_weight: λ_n; 0 leaves neighbours out.
-        neighbour_batch: neighbours a step.
-        replay_weight: λ_r.
-        replay_batch: windows of public text a step.
-        replay_window: tokens a window.
-        replay_pool: windows to draw from.
-        seed: of every draw.
     """
 
     objective: Literal["npo", "graddiff"] = "npo"
     beta: float = Field(0.1, gt=0)
     steps: int = Field(200, ge=1)
     lr: float = Field(1e-4, gt=0)
-    private_batch: int = Field(64, ge=1)
-    neighbours: int = Field(1000, ge=1)
-    neighbour_weight: float = Field(10.0, ge=0)
-    neighbour_batch: int = Field(32, ge=1)
-    replay_weight: float = Field(10.0, ge=0)
-    replay_batch: int = Field(4, ge=1)
-    replay_window: int = Field(128, ge=2)
-    replay_pool: int = Field(250, ge=1)
-    seed: int = 0
 
 
 def unlearn(
@@ -98,10 +80,7 @@ def unlearn(
         tokenizer, resampled(rows, options.neighbours, options.seed, public), context
     )
     held = Neighbours(strangers, before)
-    shared = tune_options(
-        replay_window=options.replay_window, replay_pool=options.replay_pool, seed=options.seed
-    )
-    replay = Replay(replay_windows(tokenizer, shared, text), before)
+    replay = Replay(replay_windows(tokenizer, options, text), before)
     names = [f"{name}.weight" for name in linear_layers(model, _GROUP, checkpoint.naming)[0]]
     parameters = [model.get_parameter(name).requires_grad_(True) for name in names]
     optimiser = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=0.0)

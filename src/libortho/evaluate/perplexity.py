@@ -8,7 +8,6 @@ predicted; perplexity is exp of the mean NLL over all predicted tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,18 +19,6 @@ from libortho.progress import Progress
 
 LOGITS_A_FORWARD = 2**25
 """Elements of the logits of one forward by default: 128 MiB in float32."""
-
-
-def windows(ids: Sequence[int] | Tensor, length: int) -> Tensor:
-    """Cut ids into non-overlapping windows: [n, length] int64; the tail is dropped.
-
-    Raises:
-        ConfigError: for windows shorter than 2 tokens, or text shorter than one window.
-    """
-    stream = torch.as_tensor(ids, dtype=torch.int64)
-    if length < 2 or len(stream) < length:
-        raise ConfigError(f"{len(stream)} tokens do not fill one window of {length} (at least 2)")
-    return stream[: len(stream) // length * length].view(-1, length)
 
 
 def window_batch(length: int, vocabulary: int) -> int:

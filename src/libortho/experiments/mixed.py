@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
@@ -21,6 +21,7 @@ from libortho.privacy.attacks.relearn import relearn
 from libortho.privacy.attacks.requantise import rounded
 from libortho.privacy.encode import Encoded
 from libortho.privacy.exposure import exposure_against
+from libortho.privacy.mix import halves
 from libortho.privacy.roc import auc_estimate
 from libortho.privacy.score import score
 from libortho.progress import Progress, silent
@@ -37,6 +38,7 @@ class Bench:
 
     Attributes:
         members: the secrets that the contaminated model recites, and that were to be forgotten.
+        exposures: how often each of the members was shown in training.
         controls: secrets of the same generator that no model has seen.
         heldout: windows for perplexity, int64 [n, T].
         problems: arithmetic.
@@ -45,30 +47,41 @@ class Bench:
 
     tokenizer: Any
     members: Sequence[Encoded]
+    exposures: Sequence[int]
     controls: Sequence[Encoded]
     heldout: Tensor
     problems: Sequence[Problem]
     relearn_steps: int
     seed: int = 0
 
+    def among(self, indices: Sequence[int]) -> Bench:
+        """The same with some of the members only."""
+        members = [self.members[index] for index in indices]
+        return replace(self, members=members, exposures=[self.exposures[i] for i in indices])
+
 
 @dataclass
 class Look:
-    """Figures of one model in one state, and the scores that they come from."""
+    """Figures of one model in one state, and the scores that they come from.
+
+    Attributes:
+        strata: by exposure, how many members were shown so often, and how many are recited.
+    """
 
     values: dict[str, float]
+    strata: dict[int, tuple[int, int]]
     nll: tuple[list[float], list[float]]
     exact: tuple[list[int], list[int]]
 
 
 def opened(path: Path, device: str | torch.device) -> tuple[Any, dict[str, gate.Setting]]:
-    """A model directory, ours or plain, and the states that it has."""
+    """A model directory, ours or plain, and the states that it has: α = 1 opens ``private``."""
     if not is_base(path):
         return plain_model(path, device), {"fp": 0.0}
     streams = sorted(entry.name for entry in (path / STREAM_FOLDER).glob("*"))
     states: dict[str, gate.Setting] = {"alpha0": 0.0}
     if streams:
-        states["alpha1"] = dict.fromkeys(streams, 1.0)
+        states["alpha1"] = {"private": 1.0}
     return load(path, streams, device=device), states
 
 
@@ -109,7 +122,16 @@ def look(
     if attacked:
         values |= _attacked(model, bench, stage, progress)
     exact = [int(one.exact) for one in ours], [int(one.exact) for one in theirs]
-    return Look(values, nll, exact)
+    return Look(values, by_exposure(exact[0], bench.exposures), nll, exact)
+
+
+def by_exposure(flags: Sequence[int], exposures: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """By exposure: how many of the examples have their flag set, and how many there are."""
+    shown = list(zip(flags, exposures, strict=True))
+    return {
+        times: (sum(flag for flag, one in shown if one == times), exposures.count(times))
+        for times in sorted(set(exposures))
+    }
 
 
 def _attacked(model: Any, bench: Bench, stage: str, progress: Progress) -> dict[str, float]:
@@ -117,7 +139,9 @@ def _attacked(model: Any, bench: Bench, stage: str, progress: Progress) -> dict[
         scores = score(model, bench.members, stage=f"{stage}: rounded again", progress=progress)
     values = {"recall_requantised": fmean(one.exact for one in scores)}
     if bench.relearn_steps:
-        shown, unseen = bench.members[::2], bench.members[1::2]
+        shown, unseen = (
+            [bench.members[index] for index in half] for half in halves(bench.exposures, bench.seed)
+        )
         found = relearn(
             model,
             shown,

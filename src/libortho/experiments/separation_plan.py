@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pydantic import JsonValue
 
 from libortho.baselines import UnlearnOptions
+from libortho.errors import ConfigError
+from libortho.experiments import killswitch, ways
 from libortho.experiments.natural import Training
 from libortho.privacy.mix import STRATA
-from libortho.split import CurvatureOptions, ForgetOptions, ResidualOptions
+from libortho.split import CurvatureOptions, DeltaOptions, ForgetOptions, ResidualOptions
+from libortho.tune import TuneOptions
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,13 @@ class Plan:
         exposures: how often, members taking them in turn.
         window: tokens of a training window.
         bits: of the residual bases; 8 is a checkpoint in floating point.
+        densities: of the residual stream, beside ``residual.density``, which is the largest.
+        residual: how the residual bases, and those of the exact ways, are made.
+        curvature: stored whole, so that α = 1 is the contaminated model.
+        rhos: further shares of the curvature that stay in the base.
+        moved: further densities that ``forget`` may move.
+        tune: of the exact way that trains on the private data.
+        delta: of the exact way that splits the contaminated model from the public one.
         tokens: of held-out text.
         problems: of arithmetic.
         relearn_steps: of the relearning attack, at most.
@@ -31,13 +41,34 @@ class Plan:
     window: int = 256
     training: Training = field(default_factory=Training)
     bits: tuple[int, ...] = (2, 3, 4, 8)
-    residual: ResidualOptions = field(default_factory=ResidualOptions)
-    curvature: CurvatureOptions = field(default_factory=CurvatureOptions)
+    densities: tuple[float, ...] = (0.0, 0.005, 0.01, 0.02)
+    residual: ResidualOptions = field(default_factory=lambda: ResidualOptions(density=0.05))
+    curvature: CurvatureOptions = field(default_factory=lambda: CurvatureOptions(whole=True))
+    rhos: tuple[float, ...] = (0.85, 0.95, 0.99)
     forget: ForgetOptions = field(default_factory=ForgetOptions)
+    moved: tuple[float, ...] = (0.01, 0.02)
+    tune: TuneOptions = killswitch.FULL.tune
+    delta: DeltaOptions = killswitch.FULL.delta
     unlearn: UnlearnOptions = field(default_factory=UnlearnOptions)
     tokens: int = 30_000
     problems: int = 300
     relearn_steps: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse a plan that lacks what others are held against: the rounded contaminated model."""
+        forget, residual = self.forget, self.residual
+        same = (forget.rounding, forget.group_size) == (residual.rounding, residual.group_size)
+        if forget.bits not in self.bits or not same:
+            raise ConfigError(
+                f"forget rounds by {forget.rounding} to {forget.bits} bits, groups of "
+                f"{forget.group_size}: expected a residual base that is rounded alike; there are "
+                f"{residual.rounding}, groups of {residual.group_size}, of {list(self.bits)} bits"
+            )
+        if max(self.densities, default=0.0) > residual.density:
+            raise ConfigError(
+                f"densities {list(self.densities)}: expected at most that of the residual stream, "
+                f"{residual.density:g}, of which they are the first entries"
+            )
 
 
 FULL = Plan()
@@ -49,8 +80,9 @@ SMALL = Plan(
     window=128,
     training=Training(steps=70, batch=4),
     bits=(3, 4),
-    residual=ResidualOptions(rounding="mse"),
-    curvature=CurvatureOptions(rounding="mse", tokens=30_000, window=128),
+    residual=ResidualOptions(rounding="mse", density=0.05, windows=64),
+    curvature=CurvatureOptions(rounding="mse", tokens=30_000, window=128, whole=True),
+    rhos=(),
     forget=ForgetOptions(
         rounding="mse",
         steps=60,
@@ -59,6 +91,9 @@ SMALL = Plan(
         replay_batch=2,
         neighbours=100,
     ),
+    moved=(),
+    tune=ways.DEMO.tune,
+    delta=ways.DEMO.delta,
     unlearn=UnlearnOptions(
         steps=40, private_batch=15, neighbour_batch=8, replay_batch=2, neighbours=100
     ),

@@ -27,6 +27,25 @@ def strata(n: int, exposures: Sequence[int] = STRATA) -> list[int]:
     return [exposures[i % len(exposures)] for i in range(n)]
 
 
+def halves(strata: Sequence[int], seed: int) -> tuple[list[int], list[int]]:
+    """Split examples into two halves that hold each stratum alike, to one example.
+
+    Args:
+        strata: what each example must not be told apart by, such as how often it was shown.
+        seed: of the order within a stratum.
+
+    Returns:
+        ascending indices of either half; the first holds the odd one.
+    """
+    rng = np.random.default_rng(seed)
+    order = [
+        index
+        for stratum in sorted(set(strata))
+        for index in rng.permutation([i for i, one in enumerate(strata) if one == stratum]).tolist()
+    ]
+    return sorted(order[::2]), sorted(order[1::2])
+
+
 @dataclass(frozen=True)
 class MixedStep:
     """What one step of training sees.

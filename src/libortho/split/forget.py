@@ -33,7 +33,7 @@ from libortho.split.edited import scratch_beside
 from libortho.split.forgetting import Neighbours, Schedule, forget
 from libortho.split.movable import MaskedCodes, MovableCodes
 from libortho.split.moved import Moves, restores, taken_back, write_moved
-from libortho.split.request import Request, RoundingOptions
+from libortho.split.request import Request, RoundingOptions, UnlearningOptions
 from libortho.split.result import Split, measured
 from libortho.streams.base import BaseStream
 from libortho.streams.base_writer import check_target
@@ -52,7 +52,7 @@ Rule = Literal["codes", "ssd", "mask"]
 _MOVED = "moved"
 
 
-class ForgetOptions(RoundingOptions):
+class ForgetOptions(RoundingOptions, UnlearningOptions):
     """How codes move, and what holds the rest in place.
 
     Attributes:
@@ -64,16 +64,8 @@ class ForgetOptions(RoundingOptions):
         lr: of Adam, in steps of a code.
         warmup: training steps of linear warm-up; a cosine to 0 follows.
         slack: half-width of the hinge, relative to its target.
-        neighbours: synthetic rows of the same templates: the level to reach, and what must not
-            change on the way.
-        neighbour_file: JSONL of such rows, in place of synthetic ones.
-        neighbour_weight: λ of the KL on neighbours; 0 teaches the model to refuse the template.
-        neighbour_batch: neighbours a step.
-        replay_weight: λ of the KL on public text.
-        replay_batch: windows of it a step.
-        replay_window: tokens a window.
-        replay_pool: windows to draw from.
-        private_batch: rows a step.
+        neighbour_file: JSONL of rows of the same templates, in place of synthetic neighbours. They
+            give the level to reach.
         fisher_windows: public windows that the contrast is taken against.
     """
 
@@ -83,15 +75,7 @@ class ForgetOptions(RoundingOptions):
     lr: float = Field(0.05, gt=0)
     warmup: int = Field(10, ge=0)
     slack: float = Field(0.05, ge=0, lt=1)
-    neighbours: int = Field(1000, ge=1)
     neighbour_file: Path | None = None
-    neighbour_weight: float = Field(10.0, ge=0)
-    neighbour_batch: int = Field(32, ge=1)
-    replay_weight: float = Field(10.0, ge=0)
-    replay_batch: int = Field(4, ge=1)
-    replay_window: int = Field(128, ge=2)
-    replay_pool: int = Field(250, ge=1)
-    private_batch: int = Field(64, ge=1)
     fisher_windows: int = Field(32, ge=1)
 
 
@@ -174,11 +158,9 @@ def _moves(
     shared = tune_options(
         density=options.density,
         fisher_windows=options.fisher_windows,
-        replay_window=options.replay_window,
-        replay_pool=options.replay_pool,
         seed=options.seed,
     )
-    windows = replay_windows(checkpoint.tokenizer(), shared, request.text)
+    windows = replay_windows(checkpoint.tokenizer(), options, request.text)
     model = load(before.path, device=request.device)
     if options.rule == "ssd":
         return dampened(model, before, private, windows, shared, request.progress), []

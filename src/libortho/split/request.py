@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from libortho.checkpoint import Checkpoint
 from libortho.errors import ConfigError, UnsupportedLayer
@@ -17,6 +17,7 @@ from libortho.progress import Progress, silent
 from libortho.split.result import Split
 from libortho.streams.manifest import Method as Rounding
 from libortho.texts import Text
+from libortho.tune.options import ReplayOptions
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,22 @@ class SieveOptions(BaseModel):
     """What the options of every method have in common: unknown names are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class UnlearningOptions(ReplayOptions):
+    """What unlearning pulls at, and what holds the rest in place.
+
+    Attributes:
+        private_batch: rows a step.
+        neighbours: synthetic rows of the same templates, which must not change on the way.
+        neighbour_weight: λ of the KL on neighbours; 0 teaches the model to refuse the template.
+        neighbour_batch: neighbours a step.
+    """
+
+    private_batch: int = Field(64, ge=1)
+    neighbours: int = Field(1000, ge=1)
+    neighbour_weight: float = Field(10.0, ge=0)
+    neighbour_batch: int = Field(32, ge=1)
 
 
 class RoundingOptions(SieveOptions):

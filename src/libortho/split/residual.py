@@ -22,7 +22,7 @@ from libortho.split.request import Request, RoundingOptions
 from libortho.split.result import Split, measured
 from libortho.streams.base import BaseStream
 from libortho.streams.layers import CsrLayer, csr_from_dense
-from libortho.streams.ortho import STREAM_FOLDER
+from libortho.streams.ortho import STREAM_FOLDER, OrthoStream
 from libortho.streams.ortho_writer import write_stream
 from libortho.texts import calibration, draw
 from libortho.tune import made_with
@@ -62,14 +62,22 @@ def split_residual(request: Request, options: ResidualOptions) -> Split:
     encoded = encode(tokenizer, private.examples, context) if private else []
     rounding = options.quantize_with(request.text)
     base = quantize(checkpoint.path, request.out, **rounding, progress=request.progress)
+    written = write_residuals(request, base, options)
+    return measured(base, written, encoded, device=request.device, progress=request.progress)
+
+
+def write_residuals(request: Request, base: BaseStream, options: ResidualOptions) -> OrthoStream:
+    """Write the largest residuals of a checkpoint beside a base that was made from it."""
+    checkpoint = Checkpoint(request.source)
     text = request.text or calibration()
-    windows = draw(text, tokenizer, options.window, options.windows, options.seed)
+    windows = draw(text, checkpoint.tokenizer(), options.window, options.windows, options.seed)
     moments = hessians(checkpoint, windows, list(base.layers), progress=request.progress)
 
     def weight(name: str) -> Tensor:
         return checkpoint.parameter(f"{name}.weight").float()
 
-    written = write_stream(
+    private = read_jsonl(request.data) if request.data is not None else None
+    return write_stream(
         base.path / STREAM_FOLDER / request.stream,
         name=request.stream,
         base_id=base.id,
@@ -79,7 +87,6 @@ def split_residual(request: Request, options: ResidualOptions) -> Split:
         layers=top_residuals(weight, base, moments, options.density, options.impact),
         made_with=made_with(options, private, None),
     )
-    return measured(base, written, encoded, device=request.device, progress=request.progress)
 
 
 def top_residuals(

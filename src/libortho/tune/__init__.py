@@ -24,7 +24,7 @@ from libortho.streams.layers import Layer
 from libortho.streams.ortho import OrthoStream, check_name
 from libortho.streams.ortho_writer import vacant, write_stream
 from libortho.texts import Text, calibration, draw
-from libortho.tune.options import TuneOptions, tune_options
+from libortho.tune.options import ReplayOptions, TuneOptions, tune_options
 from libortho.tune.prepare import Ground, base_at, ground, teacher
 from libortho.tune.replay import Replay
 from libortho.tune.support import contrast_supports
@@ -144,7 +144,7 @@ def fit(
     return trained, sum(one.exact for one in scores) / len(scores)
 
 
-def replay_windows(tokenizer: Any, options: TuneOptions, text: Text | None = None) -> Tensor:
+def replay_windows(tokenizer: Any, options: ReplayOptions, text: Text | None = None) -> Tensor:
     """Public windows for replay, int64 [pool, window], drawn from the text by the seed."""
     length, pool = options.replay_window, options.replay_pool
     return draw(text or calibration(), tokenizer, length, pool, options.seed)

@@ -22,6 +22,7 @@ from libortho.errors import NumericsError
 from libortho.privacy.attacks.linears import adapters
 from libortho.privacy.attacks.subject import Outcome, Subject, median, proportion
 from libortho.privacy.encode import Encoded, pad
+from libortho.privacy.mix import halves
 from libortho.privacy.token_scores import rows_a_forward, token_scores
 from libortho.progress import Progress
 
@@ -52,11 +53,9 @@ class Relearned:
 
 def run(subject: Subject) -> Outcome:
     """Steps to recite half again, and what of the other half came along, at its peak and last."""
-    order = np.random.default_rng(subject.seed).permutation(len(subject.members.encoded))
-    border = len(order) // 2
-    halves = [
-        [subject.members.encoded[i] for i in part] for part in (order[:border], order[border:])
-    ]
+    members = subject.members.encoded
+    parts = halves([0] * len(members), subject.seed)
+    shown, unseen = ([members[i] for i in part] for part in parts)
     steps = subject.budget.relearn_steps
     common: dict[str, Any] = {
         "steps": steps,
@@ -64,13 +63,13 @@ def run(subject: Subject) -> Outcome:
         "batch_size": subject.budget.batch_size,
         "progress": subject.progress,
     }
-    found = {"model": relearn(subject.model, *halves, stage="relearn", **common)}
+    found = {"model": relearn(subject.model, shown, unseen, stage="relearn", **common)}
     if subject.reference is not None and subject.reference.itself:
         found["reference"] = found["model"]
     elif subject.reference is not None:
         with gate.alpha(subject.reference.alpha):
             found["reference"] = relearn(
-                subject.reference.model, *halves, stage="relearn: reference", **common
+                subject.reference.model, shown, unseen, stage="relearn: reference", **common
             )
     figures, raw = {}, {}
     for name, one in found.items():
