@@ -73,6 +73,7 @@ class Plan:
 
 FULL = Plan()
 
+_SHORT = {"replay_batch": 2, "settle": 10}
 # For two CPU cores: fewer secrets, all of them shown often, and shorter training everywhere.
 SMALL = Plan(
     members=30,
@@ -92,8 +93,8 @@ SMALL = Plan(
         neighbours=100,
     ),
     moved=(),
-    tune=ways.DEMO.tune,
-    delta=ways.DEMO.delta,
+    tune=ways.DEMO.tune.model_copy(update=_SHORT),
+    delta=ways.DEMO.delta.model_copy(update=_SHORT),
     unlearn=UnlearnOptions(
         steps=40, private_batch=15, neighbour_batch=8, replay_batch=2, neighbours=100
     ),
