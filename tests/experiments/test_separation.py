@@ -133,6 +133,18 @@ def test_a_folder_of_another_plan_is_refused(run, tiny_checkpoint: Path, text) -
     assert "plan.training.steps is 30 there and 31 here" in str(refused.value)
 
 
+def test_rows_of_another_contaminated_model_are_refused(run, tiny_checkpoint: Path, text) -> None:
+    folder, _ = run
+    weights = folder / NAME / "seed-0" / "contaminated" / "model.safetensors"
+    kept = weights.read_bytes()
+    try:
+        weights.write_bytes(kept[:-4] + bytes(4))
+        with pytest.raises(ConfigError, match=r"contaminated\.plan\.json .*: sha256 is "):
+            separation(tiny_checkpoint, folder, seeds=[0], plan=TINY, text=text)
+    finally:
+        weights.write_bytes(kept)
+
+
 def test_rows_are_not_compared_where_they_are_rounded_differently() -> None:
     with pytest.raises(ConfigError, match=r"expected a residual base that is rounded alike"):
         replace(TINY, bits=(3, 8))

@@ -155,6 +155,8 @@ class _Stage:
         made = Material(self.canaries, members, exposures, data, (), pool)
         mixed = folder / CONTAMINATED
         contaminated(setting, made, mixed)
+        # Training on a GPU comes out differently each time; rows are of one model only.
+        claim(folder, CONTAMINATED, {"sha256": Checkpoint(mixed).sha256()})
         exact = [one.exact for one in score(plain_model(mixed, setting.device), members)]
         self.recited = by_exposure([int(flag) for flag in exact], exposures)
         # What is not recited by the mixed model cannot be taken out of it.

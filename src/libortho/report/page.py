@@ -226,7 +226,8 @@ def _timed(record: Record, ident: str, out: Path) -> Run:
 
 
 def _tabled(record: Record, ident: str, out: Path) -> Run:
-    """A run of ``genius``, ``alpha-sweep`` or ``dp``: points rather than states of a gate."""
+    """A run whose rows are points or methods rather than states of a gate."""
+    tabled = ("checks", "gates", "recited_by_exposure")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     text = (resources.files("libortho.report") / "tables.html").read_text(encoding="utf-8")
     link = _link(record, out)
@@ -253,7 +254,7 @@ def _tabled(record: Record, ident: str, out: Path) -> Run:
         plots=[
             (tables_plots.plot(record, f"{ident}-points"), tables_plots.WORDS[record.experiment])
         ],
-        others=[(key, view.text(value)) for key, value in figures.items() if key != "checks"],
+        others=[(key, view.text(value)) for key, value in figures.items() if key not in tabled],
         raw_files=_raw_files(record),
     )
 

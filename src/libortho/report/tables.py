@@ -1,26 +1,16 @@
-"""Tables of ``genius``, ``alpha-sweep`` and ``dp``, and the sentence that heads each."""
+"""Tables of experiments whose rows are no states of a gate, and the sentence that heads each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from libortho.records import Record
+from libortho.report import separation
+from libortho.report.cells import NONE, Table, number, points
 from libortho.report.view import Cell, command_for
 
 VOID = Cell("VOID", "rounding lost too little to tell", kind="absent")
-NONE = Cell("—", "", kind="absent")
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table: headed columns, each with the direction that is good, and rows of cells."""
-
-    title: str
-    caption: str
-    columns: Sequence[tuple[str, str]]
-    rows: Sequence[tuple[str, Sequence[Cell]]]
 
 
 def tables(record: Record) -> list[Table]:
@@ -35,14 +25,8 @@ def sentence(record: Record) -> str:
     return f"{_SENTENCES[record.experiment](record)}."
 
 
-def points(record: Record, method: str, key: str) -> list[Mapping[str, Any]]:
-    """A list of points that a method's figures hold, empty where they do not."""
-    found = record.methods[method].figures.get(key) if method in record.methods else None
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
-
-
 def _genius(record: Record) -> list[Table]:
-    full = _number(record.figures.get("accuracy_fp"), "{:.1%}").text
+    full = number(record.figures.get("accuracy_fp"), "{:.1%}").text
     rows: list[tuple[str, Sequence[Cell]]] = []
     for name, method in record.methods.items():
         values = method.figures
@@ -109,10 +93,10 @@ def _dp(record: Record) -> list[Table]:
             (
                 name,
                 [
-                    _number(spent, "{:.3f}")
+                    number(spent, "{:.3f}")
                     if spent is not None
                     else Cell("none", "no noise, no privacy"),
-                    _number(proved, "{:.3f}"),
+                    number(proved, "{:.3f}"),
                     *_leaks(values),
                 ],
             )
@@ -147,15 +131,15 @@ def _dp(record: Record) -> list[Table]:
 
 def _leaks(values: Mapping[str, Any]) -> list[Cell]:
     return [
-        _number(values.get("recall"), "{:.1%}"),
-        _number(values.get("auc"), "{:.3f}"),
+        number(values.get("recall"), "{:.1%}"),
+        number(values.get("auc"), "{:.3f}"),
         Cell(f"{values['nll']:.1f} | {values['nll_controls']:.1f}"),
-        _number(values.get("ppl"), "{:.3f}"),
+        number(values.get("ppl"), "{:.3f}"),
     ]
 
 
 def _accuracy(record: Record, values: Mapping[str, Any]) -> list[Cell]:
-    ratio = _number(values.get("ppl_ratio"), "{:.4f}×")
+    ratio = number(values.get("ppl_ratio"), "{:.4f}×")
     low, high = values.get("ppl_ratio_interval", (None, None))
     detail = "" if low is None else f"[{low:.4f}, {high:.4f}]"
     return [_share(record, values, "accuracy"), Cell(ratio.text, detail, ratio.kind)]
@@ -171,11 +155,7 @@ def _share(record: Record, values: Mapping[str, Any], key: str = "recovered") ->
 
 
 def _p(value: Any) -> Cell:
-    return _number(value, "{:.2g}")
-
-
-def _number(value: Any, shown: str) -> Cell:
-    return Cell(shown.format(value)) if isinstance(value, int | float) else NONE
+    return number(value, "{:.2g}")
 
 
 def _genius_sentence(record: Record) -> str:
@@ -210,9 +190,11 @@ _TABLES: Mapping[str, Callable[[Record], list[Table]]] = {
     "genius": _genius,
     "alpha-sweep": _sweep,
     "dp": _dp,
+    "separation": separation.tables,
 }
 _SENTENCES: Mapping[str, Callable[[Record], str]] = {
     "genius": _genius_sentence,
     "alpha-sweep": _sweep_sentence,
     "dp": _dp_sentence,
+    "separation": separation.sentence,
 }

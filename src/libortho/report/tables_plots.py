@@ -1,4 +1,4 @@
-"""The plots of ``genius``, ``alpha-sweep`` and ``dp``."""
+"""The plots of experiments whose rows are no states of a gate."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from libortho.privacy.exposure import NULL_MEAN_BITS
 from libortho.records import Record
+from libortho.report import separation
+from libortho.report.cells import points
 from libortho.report.plots import GATE, INK, LINES, MARKS, STYLE, WAY_COLOURS, svg
-from libortho.report.tables import points
 
 WORDS: Mapping[str, str] = {
     "genius": (
@@ -30,6 +32,12 @@ WORDS: Mapping[str, str] = {
     "dp": (
         "Left: ε by the accountant and the lower bound that an attack proved: the bound must not "
         "be the longer bar. Right: noise on finished weights, an ablation and no privacy."
+    ),
+    "separation": (
+        "What each row still gives away at α = 0 against what it costs. Left: exposure (dashed: "
+        "what a secret never seen has) against perplexity. Right: the same against arithmetic. A "
+        "good row lies low, near perplexity 1 and far to the right. Rows without power are left "
+        "out."
     ),
 }
 
@@ -149,6 +157,30 @@ def _dp(record: Record) -> Figure | None:
     return figure
 
 
+def _separation(record: Record) -> Figure | None:
+    figure = Figure(figsize=(9.4, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for index, (name, method) in enumerate(record.methods.items()):
+        values = method.figures
+        exposure, cost = separation.closed(values, "exposure"), separation.ratio(values)
+        if values.get("void") or exposure is None or cost is None:
+            continue
+        style = {**_style(index), "linestyle": "none"}
+        for axes, place in ((left, cost), (right, separation.closed(values, "arithmetic"))):
+            if place is not None:
+                axes.plot([place], [exposure], **style)
+                axes.annotate(
+                    name, (place, exposure), (3, 3), textcoords="offset points", fontsize=7
+                )
+    if not left.lines:
+        return None
+    for axes, label in ((left, "perplexity ratio at α = 0"), (right, "arithmetic at α = 0")):
+        axes.axhline(NULL_MEAN_BITS, color=INK, linewidth=1, linestyle="--")
+        axes.set(xlabel=label, ylim=(0, None))
+    left.set_ylabel("exposure, bits")
+    return figure
+
+
 def _band(
     axes: Axes,
     alphas: Sequence[float],
@@ -176,4 +208,5 @@ _PLOTS: Mapping[str, Callable[[Record], Figure | None]] = {
     "genius": _genius,
     "alpha-sweep": _sweep,
     "dp": _dp,
+    "separation": _separation,
 }
