@@ -81,7 +81,7 @@ def cards(record: Record, found: Sequence[Way], command: str) -> list[Card]:
         Card(
             "Time",
             missing if seconds is None else Cell(f"{seconds:,.0f} s"),
-            "the whole run; lower is better",
+            "the run that wrote this record; lower is better",
         ),
     ]
 
