@@ -111,8 +111,8 @@ def _layers(result: Benchmark, path: Path) -> str:
         f"## One layer: {hardware.gpu if result.device == 'cuda' else hardware.cpu}, "
         f"{hardware.threads} threads",
         "",
-        f"{result.backend}, {result.dtype}, {result.rounds} rounds, torch reads "
-        f"{result.read_gbytes:.1f} GB/s; commit `{result.commit}`, `{result.command}`, "
+        f"{result.backend}, {result.dtype}, {result.rounds} rounds; commit `{result.commit}`, "
+        f"`{result.command}`, "
         f"[result](../{path.as_posix()}).",
         "",
         "| N×K | M | candidate | µs | quartiles | time over base only |",

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from libortho.errors import CorruptStream, UnsupportedLayer
+from libortho.pages import on_large_pages
 
 TILE_ROWS = 32
 TILE_INPUTS = 8
@@ -109,7 +110,10 @@ def tile_base(codes: Tensor, scales: Tensor, group_size: int) -> BaseTiles:
     words = packed.permute(0, 2, 1, 3).reshape(tiles, columns // TILE_INPUTS, TILE_ROWS * 4)
     padded = torch.nn.functional.pad(scales, padding).view(tiles, TILE_ROWS, -1)
     return BaseTiles(
-        words.contiguous(), padded.transpose(1, 2).contiguous(), (rows, columns), group_size
+        on_large_pages(words.contiguous()),
+        padded.transpose(1, 2).contiguous(),
+        (rows, columns),
+        group_size,
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from libortho import gate, ops
 from libortho.errors import ConfigError
 from libortho.layout import BaseTiles, OrthoTiles, tile_base, tile_csr, tile_values, untile_base
+from libortho.pages import on_large_pages
 from libortho.streams.layers import CsrLayer, DenseLayer, Layer, LowRankLayer
 
 
@@ -71,9 +72,9 @@ class CsrStream(_FixedDtype):
         self.register_buffer("indptr", layer.indptr)
         self.register_buffer("indices", layer.indices)
         self.register_buffer("slice_ptr", tiled.slice_ptr)
-        self.register_buffer("columns", tiled.columns)
+        self.register_buffer("columns", on_large_pages(tiled.columns))
         self.register_buffer("order", tiled.order)
-        self.register_buffer("values", tile_values(layer.values, tiled.order))
+        self.register_buffer("values", on_large_pages(tile_values(layer.values, tiled.order)))
         self._training_values: nn.Parameter | None = None
 
     def tiled(self) -> OrthoTiles:
@@ -105,7 +106,7 @@ class CsrStream(_FixedDtype):
         if self._training_values is not None:
             trained = self._training_values.detach()
             self._training_values = None
-            self.values = tile_values(trained, self.order).to(torch.float16)
+            self.values = on_large_pages(tile_values(trained, self.order).to(torch.float16))
 
     def layer(self) -> CsrLayer:
         """The stream of this layer as it is written to disk, on the CPU."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from libortho import bench, ops
-from libortho.bench import kernels, peers
+from libortho.bench import kernels, llama_cpp, peers
 from libortho.bench.layers import random_layer
 from libortho.bench.results import collect, read
 from libortho.bench.timing import WARM_UP, paired, ratio
@@ -66,6 +66,7 @@ def test_measurements_hold_every_state_and_say_who_was_skipped(monkeypatch) -> N
         "alpha=1 at 5%",
         "alpha mixed at 5%",
         "torch bf16",
+        "base's bytes, only read",
     }
     assert all(low <= mid <= high for low, mid, high in (one.microseconds for one in found))
     assert skipped["absent, 64×256, M = 1"] == "not installed"
@@ -82,7 +83,7 @@ def test_torch_peers_are_right(name: str) -> None:
 
 def test_quick_prints_exactly_its_keys(monkeypatch, capsys) -> None:
     monkeypatch.setattr(kernels, "QUICK_SHAPE", SHAPE)
-    monkeypatch.setattr(kernels.quick, "__defaults__", (4,))
+    monkeypatch.setattr(kernels.quick, "__defaults__", ({1: 4, 16: 4},))
     assert run(["bench", "--quick", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert list(found) == [
@@ -102,7 +103,7 @@ def test_quick_prints_exactly_its_keys(monkeypatch, capsys) -> None:
 
 def test_results_are_written_and_read_back(tmp_path: Path) -> None:
     found, skipped = bench.measure([SHAPE], [1], (), [], CPU, rounds=4)
-    made = collect(found, skipped, device="cpu", dtype="bfloat16", rounds=4, read_gbytes=1.0)
+    made = collect(found, skipped, device="cpu", dtype="bfloat16", rounds=4)
     path = bench.write(made, tmp_path)
     assert read(path) == made
     path.write_text("{}")
@@ -118,3 +119,20 @@ def test_bad_arguments_say_what_to_do(arguments: list[str], capsys) -> None:
         pytest.skip("there is a CUDA device")
     assert run(["bench", *arguments]) == ERROR
     assert arguments[0] in capsys.readouterr().err
+
+
+def test_blocks_for_llama_cpp_mean_the_same_matrix() -> None:
+    layer = random_layer((16, 256), (), CPU)
+    blocks = llama_cpp.q4_0(layer.codes, layer.scales)
+    assert blocks.shape == (16, 8, 18)
+    scale = blocks[..., :2].contiguous().view(torch.float16).float()
+    codes = torch.cat((blocks[..., 2:] & 15, blocks[..., 2:] >> 4), dim=-1).float() - 8
+    assert torch.equal((codes * scale).reshape(16, 256), layer.weight())
+
+
+def test_llama_cpp_is_right_where_it_is_installed() -> None:
+    layer = random_layer((64, 256), (), CPU)
+    try:
+        peers.prepared("llama.cpp q4_0", layer, torch.randn(4, 256).bfloat16())
+    except peers.PeerUnavailable as reason:
+        pytest.skip(str(reason))

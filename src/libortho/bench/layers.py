@@ -10,6 +10,7 @@ from torch import Tensor
 from libortho import ops
 from libortho.bench.timing import Call
 from libortho.layout import BaseTiles, OrthoTiles, tile_base, tile_csr, tile_values
+from libortho.pages import on_large_pages
 
 ROTATED_BYTES = 128 << 20
 SCALES = (0.001, 0.011)
@@ -103,9 +104,9 @@ def random_layer(
                 replace(
                     tiles,
                     slice_ptr=tiles.slice_ptr.to(device, copy=True),
-                    columns=tiles.columns.to(device, copy=True),
+                    columns=on_large_pages(tiles.columns.to(device, copy=True)),
                 ),
-                tiled.to(device, copy=True),
+                on_large_pages(tiled.to(device, copy=True)),
             )
             for _ in range(copies)
         ]
@@ -120,4 +121,5 @@ def _moved(base: BaseTiles, device: torch.device) -> BaseTiles:
 
 
 def _copied(base: BaseTiles) -> BaseTiles:
-    return replace(base, tiles=base.tiles.clone(), scales=base.scales.clone())
+    tiles = on_large_pages(base.tiles.clone())
+    return replace(base, tiles=tiles, scales=base.scales.clone())

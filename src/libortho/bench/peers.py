@@ -13,6 +13,7 @@ import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from torch import Tensor
 
+from libortho.bench import llama_cpp
 from libortho.bench.layers import RandomLayer, copies_of
 from libortho.bench.timing import Call
 
@@ -132,16 +133,21 @@ def _bitsandbytes(layer: RandomLayer, dtype: torch.dtype) -> Prepared:
 
 
 def _torchao(layer: RandomLayer, dtype: torch.dtype) -> Prepared:
+    """torchao's fastest W4A16 format of the device; that of the CPU is among its prototypes."""
+    rows, columns = layer.shape
     try:
         from torchao.quantization import Int4WeightOnlyConfig, quantize_
+
+        if layer.device.type == "cpu":
+            from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+
+            config = PrototypeInt4WeightOnlyConfig(layer.group_size, set_inductor_config=False)
+        else:
+            config = Int4WeightOnlyConfig(
+                group_size=layer.group_size, int4_packing_format="tile_packed_to_4d"
+            )
     except ImportError as error:
         raise PeerUnavailable(f"not installed: {error}") from error
-    rows, columns = layer.shape
-    cpu = layer.device.type == "cpu"
-    config = Int4WeightOnlyConfig(
-        group_size=layer.group_size,
-        int4_packing_format="opaque" if cpu else "tile_packed_to_4d",
-    )
     modules = []
     for _ in range(copies_of(rows * columns // 2)):
         module = torch.nn.Linear(columns, rows, bias=False, device=layer.device, dtype=dtype)
@@ -209,12 +215,29 @@ def _marked(tensor: Tensor, **marks: int) -> torch.nn.Parameter:
     return parameter
 
 
+def _llama_cpp(layer: RandomLayer, _: torch.dtype) -> Prepared:
+    if layer.device.type != "cpu":
+        raise PeerUnavailable("measured on the CPU only")
+    copies = copies_of(layer.codes.numel() * 9 // 16)
+    made: dict[int, Callable[[Tensor, int], Tensor]] = {}
+
+    def call(x: Tensor, turn: int) -> Tensor:
+        if x.shape[0] not in made:
+            made[x.shape[0]] = llama_cpp.matmul(
+                layer.codes, layer.scales, x.shape[0], copies, torch.get_num_threads()
+            )
+        return made[x.shape[0]](x, turn)
+
+    return Prepared(call, layer.weight())
+
+
 PEERS: dict[str, Callable[[RandomLayer, torch.dtype], Prepared]] = {
     "torch bf16": _torch(torch.bfloat16),
     "torch fp16": _torch(torch.float16),
     "aten int4": _aten_int4,
     "vllm int4": _vllm,
     "torchao int4": _torchao,
+    "llama.cpp q4_0": _llama_cpp,
     "bitsandbytes nf4": _bitsandbytes,
     "aten int4 + torch sparse": _naive_dual,
 }

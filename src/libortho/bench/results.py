@@ -21,7 +21,6 @@ class Benchmark(Environment):
     Attributes:
         device: ``cpu`` or ``cuda``.
         backend: what computed the op.
-        read_gbytes: memory that torch reads, GB/s.
         skipped: ``peer, N×K, M`` → why it was not measured.
     """
 
@@ -31,7 +30,6 @@ class Benchmark(Environment):
     device: str
     backend: str
     dtype: str
-    read_gbytes: float
     rounds: int
     measurements: list[Measurement]
     skipped: dict[str, str]
@@ -51,7 +49,6 @@ def collect(
     device: str,
     dtype: str,
     rounds: int,
-    read_gbytes: float,
 ) -> Benchmark:
     """Measurements that have just been made here, with what tells this machine."""
     backend = ops.backend()
@@ -60,7 +57,6 @@ def collect(
         device=device,
         backend=f"{backend.name} {backend.isa}",
         dtype=dtype,
-        read_gbytes=read_gbytes,
         rounds=rounds,
         measurements=list(found),
         skipped=dict(skipped),

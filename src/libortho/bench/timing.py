@@ -10,6 +10,9 @@ from statistics import median
 
 import torch
 
+from libortho.pages import on_large_pages
+
+READ = "read: "
 READ_BYTES = 256 << 20
 WARM_UP = 2
 
@@ -42,16 +45,23 @@ def ratio(seconds: Mapping[str, list[float]], over: str, under: str) -> float:
     return median(seconds[over]) / median(seconds[under])
 
 
-def read_bandwidth(device: torch.device, rounds: int = 15) -> float:
-    """Bytes a second that torch reads from memory: the fastest of three reductions, by median."""
-    buffer = torch.randn(READ_BYTES // 4, device=device)
-    calls: dict[str, Call] = {
-        "sum": lambda _: buffer.sum(),
-        "largest": lambda _: buffer.amax(),
-        "integers": lambda _: buffer.view(torch.int64).sum(),
+def reads(device: torch.device) -> dict[str, Call]:
+    """Reductions of READ_BYTES by torch, to be timed in the same rounds as what they judge.
+
+    The buffer lies on large pages, as the weights of our layers do.
+    """
+    buffer = on_large_pages(torch.randn(READ_BYTES // 4, device=device))
+    integers = buffer.view(torch.int64)
+    return {
+        READ + "sum": lambda _: buffer.sum(),
+        READ + "largest": lambda _: buffer.amax(),
+        READ + "integers": lambda _: integers.sum(),
     }
-    seconds = paired(calls, rounds, device)
-    return READ_BYTES / min(median(one) for one in seconds.values())
+
+
+def fastest_read(seconds: Mapping[str, list[float]]) -> list[float]:
+    """Seconds of the reduction of ``reads`` with the least median: READ_BYTES each."""
+    return min((times for name, times in seconds.items() if name.startswith(READ)), key=median)
 
 
 def _once(call: Call, turn: int, device: torch.device) -> float:

@@ -12,7 +12,6 @@ from rich.table import Table
 from libortho import bench, ops
 from libortho.bench.peers import PeerUnavailable
 from libortho.bench.results import collect
-from libortho.bench.timing import read_bandwidth
 from libortho.cli.console import emit, shown, stdout
 from libortho.cli.options import Json
 from libortho.errors import BackendUnavailable, ConfigError
@@ -83,7 +82,6 @@ def bench_verb(
         device=where.type,
         dtype="bfloat16",
         rounds=rounds,
-        read_gbytes=read_bandwidth(where) / 1e9,
     )
     path = bench.write(result, out)
     if not json:

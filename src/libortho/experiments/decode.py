@@ -172,8 +172,11 @@ def _add(total: Decoded, one: Decoded) -> None:
 def _prefilled(model: Any, setting: Any, tokens: Tensor, length: int) -> StaticCache:
     cache = StaticCache(config=model.config, max_cache_len=length)
     opened = gate.alpha(setting) if setting is not None else nullcontext()
+    # An index, not a count: the last position as a view would send torch's bf16 matmul of the head
+    # through a transposed copy of it, seconds long.
+    last = torch.tensor([tokens.shape[1] - 1])
     with opened, torch.no_grad():
-        model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=last)
     return cache
 
 

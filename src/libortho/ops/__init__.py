@@ -50,7 +50,7 @@ def dual_linear(
     """
     if not is_loaded():
         backend()
-    result: Tensor = torch.ops.libortho.dual_linear(
+    operands = (
         x,
         base.tiles,
         base.scales,
@@ -61,6 +61,14 @@ def dual_linear(
         [values for _, values in streams],
         alpha,
     )
+    result: Tensor
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        result = torch.ops.libortho.dual_linear(*operands)
+        return result
+    # The derivative is registered in Python: where none is wanted, entering it and passing through
+    # would cost half of what the call takes beside the kernel.
+    with torch._C._AutoDispatchBelowAutograd():
+        result = torch.ops.libortho.dual_linear.default(*operands)
     return result
 
 
