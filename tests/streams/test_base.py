@@ -233,6 +233,32 @@ def test_a_manifest_that_lies_is_refused(own_base: Path, change, message: str) -
         BaseStream.open(own_base)
 
 
+def edit_weights(path: Path, change: Callable[[dict], None]) -> None:
+    file = path / "config.json"
+    config = json.loads(file.read_text())
+    change(config["quantization_config"]["config_groups"]["group_0"]["weights"])
+    file.write_text(json.dumps(config))
+
+
+def test_a_base_of_another_release_of_compressed_tensors_opens(own_base: Path) -> None:
+    """0.17, which vLLM 0.32 pins, writes these; later ones leave out what says nothing."""
+    more = dict.fromkeys(("actorder", "block_structure", "scale_dtype", "zp_dtype"))
+    edit_weights(own_base, lambda weights: weights.update(more, observer="memoryless_minmax"))
+    BaseStream.open(own_base)
+    edit_weights(own_base, lambda weights: [weights.pop(name, None) for name in more])
+    edit_weights(own_base, lambda weights: weights.pop("observer"))
+    BaseStream.open(own_base)
+
+
+@pytest.mark.parametrize("change", [{"actorder": "group"}, {"symmetric": False}, {"dynamic": True}])
+def test_a_base_that_stock_runtimes_would_read_in_another_way_does_not(
+    own_base: Path, change: dict
+) -> None:
+    edit_weights(own_base, lambda weights: weights.update(change))
+    with pytest.raises(FormatError, match=r"quantization_config\.config_groups"):
+        BaseStream.open(own_base)
+
+
 def test_what_is_no_base_is_refused(tmp_path: Path, tiny_checkpoint: Path, own_base: Path) -> None:
     with pytest.raises(FormatError, match="not a base"):
         BaseStream.open(tiny_checkpoint)

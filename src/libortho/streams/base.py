@@ -44,6 +44,7 @@ from libortho.streams.manifest import (
 BITS_STORED = 4
 PACK_FORMAT = "pack-quantized"
 ORTHO_FOLDER = "ortho"
+_OBSERVING = ("observer", "observer_kwargs")
 
 
 class BaseStream:
@@ -212,7 +213,7 @@ class BaseStream:
         problems = []
         for key in ("quant_method", "format", "ignore", "config_groups"):
             found = stored.get(key) if isinstance(stored, dict) else None
-            if found != expected[key]:
+            if _meaning(found) != _meaning(expected[key]):
                 problems.append(
                     f"config.json has quantization_config.{key} = {found!r}, expected "
                     f"{expected[key]!r}"
@@ -292,6 +293,15 @@ def quantization_config(group_size: int, skipped: Mapping[str, str]) -> dict[str
         ignore=sorted(skipped),
     ).model_dump(mode="json")
     return config
+
+
+def _meaning(value: Any) -> Any:
+    """A configuration without what releases of compressed-tensors write or leave out at will:
+    values that say nothing, and how the scales were once observed."""
+    if isinstance(value, dict):
+        kept = {key: _meaning(part) for key, part in value.items() if key not in _OBSERVING}
+        return {key: part for key, part in kept.items() if part is not None}
+    return value
 
 
 def _read_manifest(directory: Path) -> BaseManifest:
