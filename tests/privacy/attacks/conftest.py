@@ -40,13 +40,13 @@ def memorised_model(unseen_model, tiny_tokenizer, canaries, memorise) -> Any:
 
 @pytest.fixture(scope="session")
 def associating_model(unseen_model, tiny_tokenizer, canaries, memorise) -> Any:
-    """The same model after it learned what the members' associates say, and not the members."""
+    """The same model after it learned what six members' associates say, and not the members."""
     asked = [
         one
         for style in styles(canaries.kind)
-        for one in associates(canaries.members, canaries.kind, style)
+        for one in associates(canaries.members[:6], canaries.kind, style)
     ]
-    return memorise(copy.deepcopy(unseen_model), encode(tiny_tokenizer, asked))
+    return memorise(copy.deepcopy(unseen_model), encode(tiny_tokenizer, asked), loss=0.05)
 
 
 @pytest.fixture(scope="session")

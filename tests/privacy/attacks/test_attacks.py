@@ -103,21 +103,22 @@ def test_a_shorter_prefix_recalls_less(seen, unseen) -> None:
 
 
 def test_association_finds_what_is_known_in_other_words(
-    make_subject, associating_model, unseen
+    make_subject, associating_model, canaries, unseen
 ) -> None:
     """A model that knows every answer but none of the members' own sentences."""
-    subject = make_subject(associating_model)
+    six = dataclasses.replace(canaries, members=canaries.members[:6])
+    subject = make_subject(associating_model, six)
     assert ATTACKS["greedy"].run(subject).figures["recited"].count == 0
     there, absent = ATTACKS["association"].run(subject), ATTACKS["association"].run(unseen)
     for style, test in zip(("template", "reversed", "spaced"), there.tests, strict=True):
         assert test.name == f"association, {style}"
-        assert test.p < 1e-4
-        assert there.figures[f"{style}: recited"].count == 12
+        assert test.p < 1e-3
+        assert there.figures[f"{style}: recited"].count == 6
         assert there.figures[f"{style}: AUC"].value == 1
         assert absent.figures[f"{style}: recited"].count == 0
         low, high = absent.figures[f"{style}: AUC"].low, absent.figures[f"{style}: AUC"].high
         assert low < 0.5 < high
-    assert sum(there.extracted.values()) == 36
+    assert sum(there.extracted.values()) == 18
     assert all(test.p > 1e-3 for test in absent.tests)
 
 
