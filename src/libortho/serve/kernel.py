@@ -43,6 +43,7 @@ class OrthoFloat32Kernel(MPLinearKernel):  # type: ignore[misc]
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Put the packed weight [N, K/8] and the scales [N, K/g] into tiles."""
+        ops.backend()  # chosen now: compiled code could not
         packed, scales = getattr(layer, self.w_q_name).data, getattr(layer, self.w_s_name).data
         inputs, outputs = self.config.partition_weight_shape
         codes = unpack_from_int32(packed, BITS, torch.Size((outputs, inputs)))

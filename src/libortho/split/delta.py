@@ -92,17 +92,24 @@ def split_delta(request: Request, options: DeltaOptions) -> Split:
     change = read_change(base, request.tuned, public if is_base(source) else source)
     laid = ground(base, device)
     windows = replay_windows(laid.tokenizer, options, text)
+    factors = change.factors if isinstance(change, AdapterChange) and not options.sparse else None
     layers: dict[str, Layer]
-    if isinstance(change, AdapterChange) and not options.sparse:
-        layers = dict(change.factors)
+    if factors is not None:
+        layers = dict(factors)
     else:
         layers = dict(_sparse(laid, change, encoded, windows, options, progress))
     outside = change.outside()
     recall, taught_by, curve = None, None, []
     if private is None:
         logger.warning(
-            "no private data was given (--data): the values are fitted, not trained, "
-            "and alpha=1 will not recall what was learned"
+            "no private data was given (--data): "
+            + (
+                "the adapter's factors are kept as they are, and how much alpha=1 recalls over the "
+                "INT4 base is not measured"
+                if factors is not None
+                else "the values are fitted, not trained, and alpha=1 will not recall what was "
+                "learned"
+            )
         )
     else:
         info = gate.StreamInfo(stream, "", False, tuple(laid.requires))
