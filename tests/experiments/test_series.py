@@ -37,7 +37,7 @@ class Runs:
 
         return Experiment(made, frozenset({"members"} if name == "first" else {}), (0, 1))
 
-    def missing(self) -> None:
+    def missing(self, _: Ask) -> None:
         if self.absent:
             raise ConfigError(f"something is not installed: {INSTALL}")
 

@@ -23,7 +23,15 @@ from libortho.records import Record
 
 STATUS = {"PASS": 0, "FAIL": 1, "VOID": 2}
 Name = Literal[
-    "killswitch", "utility", "alpha-sweep", "genius", "dp", "performance", "separation", "all"
+    "killswitch",
+    "utility",
+    "alpha-sweep",
+    "genius",
+    "dp",
+    "performance",
+    "separation",
+    "tofu",
+    "all",
 ]
 
 Members = Annotated[int | None, typer.Option(min=2, help="Canaries to memorise; as many controls.")]
@@ -96,6 +104,9 @@ def experiment_verb(
     densities: Annotated[
         list[float] | None, typer.Option("--density", help="Densities of repair (genius).")
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Your copy of a dataset that is not shipped (tofu).")
+    ] = None,
     texts: Texts = None,
     device: Device = "cpu",
     json: Json = False,
@@ -117,6 +128,7 @@ def experiment_verb(
             bases=bases or (),
             densities=densities or (),
             small=small,
+            data=data,
             text=text(texts),
             device=device,
             progress=progress,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from libortho.errors import ConfigError
-from libortho.experiments import alpha_sweep, dp, family, genius, separation_plan
+from libortho.experiments import alpha_sweep, dp, family, genius, separation_plan, tofu
 from libortho.experiments.killswitch import MEMBERS, killswitch, utility
 from libortho.experiments.performance import performance
 from libortho.experiments.separation import separation
@@ -32,6 +32,7 @@ class Ask:
         bases: how the model is rounded; all of the experiment's ways where empty.
         densities: of `repair`; the experiment's own where empty.
         small: the reduced plan for two CPU cores.
+        data: folder of a dataset that is not shipped.
         text: public text; default the shipped samples.
         device: of training.
     """
@@ -43,6 +44,7 @@ class Ask:
     bases: Sequence[str] = ()
     densities: Sequence[float] = ()
     small: bool = False
+    data: Path | None = None
     text: Text | None = None
     device: str | torch.device = "cpu"
     progress: Progress = silent
@@ -63,18 +65,20 @@ class Experiment:
 
     Attributes:
         run: makes the record of one seed.
-        takes: which of ``members``, ``problems``, ``base``, ``density``, ``small`` and
-            ``device`` mean something to it.
+        takes: which of ``members``, ``problems``, ``base``, ``density``, ``small``, ``data``
+            and ``device`` mean something to it.
         seeds: run by default.
-        missing: raises ConfigError where what it needs is not installed.
+        missing: raises ConfigError where what it needs is not there.
         install: the command that mends that.
+        arguments: what its own command then needs.
     """
 
     run: Callable[[Ask, int], list[Record]]
     takes: frozenset[str]
     seeds: Sequence[int] = family.SEEDS
-    missing: Callable[[], None] = lambda: None
+    missing: Callable[[Ask], None] = lambda _: None
     install: str = ""
+    arguments: str = ""
 
     def record(self, ask: Ask, seed: int) -> Record:
         """The record of one seed.
@@ -88,6 +92,7 @@ class Experiment:
             "base": ask.bases or None,
             "density": ask.densities or None,
             "small": ask.small or None,
+            "data": ask.data,
             "device": None if str(ask.device) == "cpu" else ask.device,
         }
         asked = [name for name, value in given.items() if value is not None]
@@ -140,6 +145,10 @@ def _dp(ask: Ask, seed: int) -> list[Record]:
     return dp.dp(ask.model, ask.folder, plan=plan, **ask.common(seed))
 
 
+def _tofu(ask: Ask, seed: int) -> list[Record]:
+    return tofu.tofu(ask.model, ask.folder, data=ask.data, **ask.common(seed))
+
+
 def _performance(ask: Ask, seed: int) -> list[Record]:
     return [performance(seed=seed, progress=ask.progress)]
 
@@ -158,8 +167,16 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         _genius, frozenset({"problems", "base", "density", "small", "device"}), seeds=(0,)
     ),
     "dp": Experiment(
-        _dp, _TRAINED | {"small"}, seeds=(0,), missing=require_opacus, install=INSTALL
+        _dp, _TRAINED | {"small"}, seeds=(0,), missing=lambda _: require_opacus(), install=INSTALL
     ),
     "performance": Experiment(_performance, frozenset(), seeds=(0,)),
     "separation": Experiment(_separation, _TRAINED | {"small"}),
+    "tofu": Experiment(
+        _tofu,
+        frozenset({"data", "device"}),
+        seeds=(0,),
+        missing=lambda ask: tofu.require_data(ask.data),
+        install=tofu.INSTALL,
+        arguments=tofu.ARGUMENTS,
+    ),
 }

@@ -77,11 +77,12 @@ def run_all(
 
 def _made(name: str, experiment: Experiment, ask: Ask, seed: int, path: Path) -> Record:
     try:
-        experiment.missing()
+        experiment.missing(ask)
     except ConfigError as error:
         if path.is_file():
             return records.read(path)
-        command = f"{experiment.install} && libortho experiment {name} --seed {seed}"
+        words = ["libortho experiment", name, experiment.arguments, f"--seed {seed}"]
+        command = f"{experiment.install} && {' '.join(filter(None, words))}"
         return records.new(
             name,
             "VOID",
@@ -106,6 +107,7 @@ def _asked(ask: Ask, experiment: Experiment) -> Ask:
         bases=ask.bases if "base" in takes else (),
         densities=ask.densities if "density" in takes else (),
         small=small,
+        data=ask.data if "data" in takes else None,
         device=ask.device if "device" in takes else "cpu",
     )
 
@@ -118,6 +120,7 @@ def _told(ask: Ask) -> dict[str, Any]:
         "bases": list(ask.bases),
         "densities": list(ask.densities),
         "small": ask.small,
+        "data": str(ask.data) if ask.data else None,
         "text": ask.text.sha256 if ask.text else None,
     }
 
