@@ -17,6 +17,7 @@ from recipes import performance_cuda
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = Path("docs/performance.md")
 RESULTS = Path("benchmarks/results")
+PREFILL = "prefill"
 PENDING = RESULTS / "pending.json"
 RECORDED: Mapping[str, tuple[str, str]] = {
     "performance": (
@@ -75,7 +76,8 @@ python benchmarks/cuda_peers.py --commit HEAD --json out.json
 def page(root: Path) -> str:
     """The whole document."""
     parts = [HEAD]
-    for path in sorted((root / RESULTS).glob("*.json")):
+    results = root / RESULTS
+    for path in (*sorted(results.glob("*.json")), *sorted((results / PREFILL).glob("*.json"))):
         if path.name != PENDING.name:
             parts.append(_layers(read(path), path.relative_to(root)))
     for path in sorted((root / "records" / "performance").glob("*.json")):

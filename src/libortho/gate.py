@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,6 +62,8 @@ class Captured:
     names: tuple[str, ...]
     alpha: Tensor
     key: tuple[tuple[tuple[str, float], ...], ...]
+    # What linears have been given: those of one forward mostly ask for the same.
+    given: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def sequences(self) -> int:
@@ -229,7 +231,7 @@ def rows(
         x: the linear's input, [..., K]; sequences lead. Shape and device are all that is used.
 
     Returns:
-        fp32 [streams, M] with M the product of all dimensions but the last.
+        fp32 [streams, M] with M the product of all dimensions but the last; not to be written to.
 
     Raises:
         AlphaError: the rows are no multiple of the sequences, or are shared by sequences of another
@@ -251,7 +253,10 @@ def rows(
             )
         sequences = x.shape[0] if x.dim() > 2 else count
         state = capture(attached, sequences, x.device)
-    return _expanded(state, names, x)
+    asked = (*names, x.shape[:-1], x.device)
+    if asked not in state.given:
+        state.given[asked] = _expanded(state, names, x)
+    return state.given[asked]
 
 
 def _expanded(state: Captured, names: Sequence[str], x: Tensor) -> Tensor:

@@ -244,7 +244,7 @@ class OrthoLinear(nn.Module):
             flat,
             self.base.tiled(),
             [(stream.tiled(), stream.tile_values()) for _, stream in sparse],
-            alpha[[position for position, _ in sparse]],
+            alpha if not matmuls else alpha[[position for position, _ in sparse]],
         )
         for position, stream in matmuls:
             y = add_gated(y, flat, stream, alpha[position])
