@@ -1,6 +1,7 @@
-// The kernels' machine instructions on a CPU: the threads of a block are fibers, and what a warp does
-// together happens when all of its 32 lanes have arrived. A lane that does not arrive, or arrives at
-// another instruction, stops the program. An asynchronous copy lands only when it is waited for.
+// The kernels' machine instructions on a CPU: the threads of the blocks of a cluster are fibers, and what
+// a warp does together happens when all of its 32 lanes have arrived. A lane that does not arrive, or arrives at
+// another instruction, stops the program. An asynchronous copy lands only when it is waited for. Warps
+// run in a random order and fall behind at random, so that a missing barrier shows as a wrong result.
 #pragma once
 
 #include <ucontext.h>
@@ -49,24 +50,26 @@ struct Warp {
 };
 
 struct Block {
+  int index = 0;
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   std::vector<char> shared;
   int current = 0, at_barrier = 0, barrier = 0;
-  ucontext_t scheduler;
 };
 
+inline std::vector<Block>* cluster = nullptr;
 inline Block* block = nullptr;
-inline int block_index = 0, block_panel = 0, block_size = 0;
+inline ucontext_t scheduler;
+inline int block_panel = 0, block_size = 0, at_cluster_barrier = 0, cluster_barriers = 0;
 
 [[noreturn]] inline void fail(const char* what) {
-  std::fprintf(stderr, "emulated: %s, block %d thread %d\n", what, block_index, block->current);
+  std::fprintf(stderr, "emulated: %s, block %d thread %d\n", what, block->index, block->current);
   std::exit(3);
 }
 
 inline void yield() {
   const int me = block->current;
-  swapcontext(&block->fibers[static_cast<size_t>(me)].context, &block->scheduler);
+  swapcontext(&block->fibers[static_cast<size_t>(me)].context, &scheduler);
 }
 
 inline Warp& warp() { return block->warps[static_cast<size_t>(block->current / 32)]; }
@@ -94,36 +97,48 @@ inline char* at(uint32_t address, int bytes) {
   return block->shared.data() + address;
 }
 
-inline void run_block(int index, int panel, int threads, size_t shared_bytes, const std::function<void(char*)>& body) {
-  Block here;
-  block = &here;
-  block_index = index;
+// Blocks [first, first + count) of a row of the grid, as one cluster.
+inline void run_cluster(int first, int count, int panel, int threads, size_t shared_bytes,
+                        const std::function<void(char*)>& body) {
+  std::vector<Block> here(static_cast<size_t>(count));
+  cluster = &here;
   block_panel = panel;
   block_size = threads;
-  here.shared.assign(shared_bytes, static_cast<char>(0xff));  // NaN in every format
-  here.warps.resize(static_cast<size_t>(threads / 32));
-  here.fibers.resize(static_cast<size_t>(threads));
   static const std::function<void(char*)>* entry;
   entry = &body;
-  for (auto& fiber : here.fibers) {
-    fiber.stack = std::make_unique<char[]>(kStack);
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, +[] {
-      (*entry)(block->shared.data());
-      block->fibers[static_cast<size_t>(block->current)].done = true;
-      yield();
-    }, 0);
+  for (Block& made : here) {
+    made.index = first++;
+    made.shared.assign(shared_bytes, static_cast<char>(0xff));  // NaN in every format
+    made.warps.resize(static_cast<size_t>(threads / 32));
+    made.fibers.resize(static_cast<size_t>(threads));
+    for (auto& fiber : made.fibers) {
+      fiber.stack = std::make_unique<char[]>(kStack);
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.get();
+      fiber.context.uc_stack.ss_size = kStack;
+      fiber.context.uc_link = nullptr;
+      makecontext(&fiber.context, +[] {
+        (*entry)(block->shared.data());
+        block->fibers[static_cast<size_t>(block->current)].done = true;
+        yield();
+      }, 0);
+    }
   }
-  for (int left = threads, idle = 0; left > 0;) {
+  static uint64_t luck = 0x9e3779b97f4a7c15;
+  for (int left = 1, idle = 0; left > 0;) {
     left = 0;
-    for (int i = 0; i < threads; ++i) {
-      if (here.fibers[static_cast<size_t>(i)].done) continue;
-      ++left;
-      here.current = i;
-      swapcontext(&here.scheduler, &here.fibers[static_cast<size_t>(i)].context);
+    for (Block& now : here) {
+      luck ^= luck << 13, luck ^= luck >> 7, luck ^= luck << 17;  // xorshift64 (Marsaglia 2003)
+      const int turn = static_cast<int>(luck >> 32) & 7;
+      for (int at = 0; at < threads; ++at) {
+        const int i = (at + 32 * turn) % threads;
+        if (now.fibers[static_cast<size_t>(i)].done) continue;
+        ++left;
+        if (luck >> (i / 32) & 1) continue;
+        block = &now;
+        now.current = i;
+        swapcontext(&scheduler, &now.fibers[static_cast<size_t>(i)].context);
+      }
     }
     if (++idle > 2000000) fail("threads wait for ever");
   }
@@ -132,7 +147,7 @@ inline void run_block(int index, int panel, int threads, size_t shared_bytes, co
 }  // namespace emulated
 
 #define threadIdx (Index{emulated::block->current, 0})
-#define blockIdx (Index{emulated::block_index, emulated::block_panel})
+#define blockIdx (Index{emulated::block->index, emulated::block_panel})
 #define blockDim (Index{emulated::block_size, 1})
 
 inline void __syncthreads() {
@@ -218,6 +233,10 @@ inline void copy_async(uint32_t shared, const void* global, int bytes) {
 }
 inline void copy16_async(uint32_t shared, const void* global) { copy_async(shared, global, 16); }
 inline void copy8_async(uint32_t shared, const void* global) { copy_async(shared, global, 8); }
+inline void copy16_async_or_zeros(uint32_t shared, const void* global, bool copy) {
+  static const uint4 zeros{};
+  copy_async(shared, copy ? global : &zeros, 16);
+}
 inline void commit_copies() { fiber().groups.emplace_back(); }
 template <int N>
 void wait_copies() {
@@ -274,6 +293,24 @@ inline uint4 load_matrices_transposed(uint32_t address) {
   });
   const uint32_t* out = w.out[emulated::lane()];
   return {out[0], out[1], out[2], out[3]};
+}
+
+inline void cluster_barrier() {
+  const int passed = emulated::cluster_barriers;
+  if (++emulated::at_cluster_barrier == static_cast<int>(emulated::cluster->size()) * emulated::block_size) {
+    emulated::at_cluster_barrier = 0;
+    ++emulated::cluster_barriers;
+  } else {
+    while (emulated::cluster_barriers == passed) emulated::yield();
+  }
+}
+inline float4 load16_cluster(uint32_t address, int rank) {
+  emulated::Block* const here = emulated::block;
+  emulated::block = &(*emulated::cluster)[static_cast<size_t>(rank)];
+  float4 v;
+  std::memcpy(&v, emulated::at(address, 16), 16);
+  emulated::block = here;
+  return v;
 }
 
 template <uint32_t kTable>

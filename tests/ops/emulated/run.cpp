@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cuda/dual_gemm.cuh"
+#include "cuda/wide_gemm.cuh"
 #include "random_layer.h"
 
 namespace {
@@ -68,7 +69,7 @@ void check_fragments() {
 
 // Every plan covers every tile and block once and fits the device.
 void check_plans() {
-  const Device devices[] = {{132, 232448, 233472}, {108, 166912, 167936}, {16, 101376, 102400}};
+  const Device devices[] = {{132, 232448, 233472, true}, {108, 166912, 167936, false}, {16, 101376, 102400, false}};
   bench::Random random(3);
   for (int i = 0; i < 3000; ++i) {
     const int64_t group = int64_t{32} << random.bits() % 3;
@@ -76,12 +77,29 @@ void check_plans() {
                     std::min<int64_t>(group * static_cast<int64_t>(1 + random.bits() % (i % 3 ? 40 : 2000)), kMaxColumns / group * group),
                     group, static_cast<int64_t>(1 + random.bits() % kFusedRows)};
     const Device& d = devices[i % 3];
+    const int blocks = static_cast<int>(block_count(p.columns));
+    if (is_wide(p, d)) {
+      const WidePlan plan = plan_wide(p, d);
+      const int warps = plan.row_warps * plan.k_warps;
+      expect(plan.row_groups >= 1 && plan.shared_bytes <= d.shared_bytes, "wide plan fits", p.rows, p.columns);
+      expect(8 * plan.octets >= p.batch && warps <= kWarps, "wide plan holds the batch", p.batch);
+      expect(int64_t{plan.row_groups} * plan.row_warps >= tile_count(p.rows), "row groups reach every tile", p.rows);
+      expect(plan.cluster == 1 || d.clusters, "a cluster where there are none");
+      int most = 0;
+      for (int rank = 0; rank < plan.cluster; ++rank) {
+        const int count = part_begin(blocks, rank + 1, plan.cluster) - part_begin(blocks, rank, plan.cluster);
+        expect(count > 0, "an empty rank", blocks, plan.cluster);
+        most = std::max(most, (count + plan.k_warps - 1) / plan.k_warps);
+      }
+      expect(most == plan.chunks, "chunks", most, plan.chunks);
+      const int64_t sums = plan.k_warps * p.batch * (plan.row_warps * kTileRows + kSumsPad) * 4;
+      const int64_t alpha = kMostStreams * (p.batch + warps * (kTileRows + 2)) * 4;
+      expect(sums <= plan.shared_bytes - alpha, "sums reach alpha", p.batch, warps);
+      continue;
+    }
     const LaunchPlan plan = plan_launch(p, d);
     expect(plan.panels >= 1 && plan.shared_bytes <= d.shared_bytes, "plan fits", p.rows, p.columns);
-    expect(8 * plan.octets >= p.batch && plan.warps >= 1, "plan holds the batch", p.batch);
-    const int64_t places = plan.blocks_per_panel * int64_t{plan.shared_tiles ? 1 : plan.warps};
-    expect(places * plan.rounds >= tile_count(p.rows), "rounds reach every tile", p.rows, p.batch);
-    const int blocks = static_cast<int>(block_count(p.columns));
+    expect(int64_t{plan.blocks_per_panel} * plan.rounds >= tile_count(p.rows), "rounds reach every tile", p.rows, p.batch);
     for (int panel = 0; panel < plan.panels; ++panel) {
       const int begin = part_begin(blocks, panel, plan.panels), end = part_begin(blocks, panel + 1, plan.panels);
       expect(begin < end || blocks < plan.panels, "an empty panel", blocks, plan.panels);
@@ -106,38 +124,50 @@ void check_decode() {
   }
 }
 
-template <typename Type, int kOctets, bool kGather, bool kSharedTiles>
-void launch(const GemmArgs& args, const LaunchPlan& plan) {
-  for (int panel = plan.panels - 1; panel >= 0; --panel) {
-    for (int block = 0; block < plan.blocks_per_panel; ++block) {
-      emulated::run_block(block, panel, 32 * plan.warps, static_cast<size_t>(plan.shared_bytes), [&](char* shared) {
-        if (args.group_size == kBlockInputs) {
-          DualGemm<Type, kOctets, kGather, kSharedTiles, true>(args, shared).run();
-        } else {
-          DualGemm<Type, kOctets, kGather, kSharedTiles, false>(args, shared).run();
-        }
-      });
+template <typename Kernel>
+void run_grid(const GemmArgs& args, int across, int down, int cluster, int threads, int64_t shared_bytes) {
+  for (int y = down - 1; y >= 0; --y) {
+    for (int x = 0; x < across; x += cluster) {
+      emulated::run_cluster(x, cluster, y, threads, static_cast<size_t>(shared_bytes),
+                            [&](char* shared) { Kernel(args, shared).run(); });
     }
   }
 }
 
-template <typename Type>
-void launch_type(const GemmArgs& args, const LaunchPlan& plan) {
-  if (plan.gather) return launch<Type, 1, true, true>(args, plan);
-  switch (plan.octets) {
-    case 1: return launch<Type, 1, false, true>(args, plan);
-    case 2: return launch<Type, 2, false, true>(args, plan);
-    case 4: return launch<Type, 4, false, false>(args, plan);
-    default: return launch<Type, 8, false, false>(args, plan);
+template <typename Type, bool kWhole>
+void launch(GemmArgs args, const Problem& problem, const Device& device) {
+  if (is_wide(problem, device)) {
+    const WidePlan plan = plan_wide(problem, device);
+    args.panels = plan.cluster, args.row_warps = plan.row_warps, args.k_warps = plan.k_warps;
+    args.stages = plan.stages, args.stage_bytes = static_cast<int>(plan.stage_bytes);
+    const auto run = [&](auto* kernel) {
+      run_grid<std::remove_pointer_t<decltype(kernel)>>(args, plan.cluster, plan.row_groups, plan.cluster,
+                                                        32 * plan.row_warps * plan.k_warps, plan.shared_bytes);
+    };
+    if (plan.octets == 1) return run(static_cast<WideGemm<Type, 1, kWhole>*>(nullptr));
+    if (plan.octets == 2) return run(static_cast<WideGemm<Type, 2, kWhole>*>(nullptr));
+    if (plan.octets == 4) return run(static_cast<WideGemm<Type, 4, kWhole>*>(nullptr));
+    return run(static_cast<WideGemm<Type, 8, kWhole>*>(nullptr));
+  }
+  const LaunchPlan plan = plan_launch(problem, device);
+  args.panels = plan.panels, args.blocks_per_panel = plan.blocks_per_panel, args.rounds = plan.rounds;
+  args.x_stride = static_cast<int>(plan.x_stride), args.x_bytes = static_cast<int>(plan.x_bytes);
+  args.stage_bytes = static_cast<int>(plan.stage_bytes);
+  if (plan.gather) {
+    run_grid<DualGemm<Type, true, kWhole>>(args, plan.blocks_per_panel, plan.panels, 1, 32 * kWarps, plan.shared_bytes);
+  } else {
+    run_grid<DualGemm<Type, false, kWhole>>(args, plan.blocks_per_panel, plan.panels, 1, 32 * kWarps, plan.shared_bytes);
   }
 }
 
 template <typename Type>
-void check_layer(int n, int k, int group, int m, double density, int processors) {
+void check_layer(int n, int k, int group, int m, double density, const Device& device) {
   const bench::HostLayer layer(n, k, group, 3);
   bench::HostStream streams[] = {layer.stream(density, 1), layer.stream(density / 3, 2)};
   const Problem problem{n, k, group, m};
-  const LaunchPlan plan = plan_launch(problem, {processors, 232448, 233472});
+  const auto launch_type = [&](const GemmArgs& args) {
+    return group == kBlockInputs ? launch<Type, true>(args, problem, device) : launch<Type, false>(args, problem, device);
+  };
   bench::Random random(5);
   std::vector<uint16_t> x, y(static_cast<size_t>(m) * n, 0x7fff);
   std::vector<double> wide;
@@ -146,7 +176,8 @@ void check_layer(int n, int k, int group, int m, double density, int processors)
     wide.push_back(Type::to_float(x.back()));
   }
   std::vector<int> counters(static_cast<size_t>(tile_count(n)), 0);
-  std::vector<float> parts(static_cast<size_t>(parts_bytes(problem, plan) / 4 + 4), NAN), alpha;
+  const int64_t bytes = is_wide(problem, device) ? 0 : parts_bytes(problem, plan_launch(problem, device));
+  std::vector<float> parts(static_cast<size_t>(bytes / 4 + 4), NAN), alpha;
   for (int i = 0; i < 2 * m; ++i) alpha.push_back(i % m % 3 == 0 ? 0.0f : i % 3 == 1 ? 0.5f : 1.0f);
   const Aligned tiles(layer.tiles);
   const Aligned scales(layer.scales), rows(x);
@@ -156,17 +187,14 @@ void check_layer(int n, int k, int group, int m, double density, int processors)
   args.counters = counters.data(), args.parts = aligned_parts.data;
   args.rows = n, args.columns = k, args.group_size = group, args.batch = m;
   args.tile_count = static_cast<int>(tile_count(n));
-  args.panels = plan.panels, args.blocks_per_panel = plan.blocks_per_panel, args.rounds = plan.rounds;
-  args.x_stride = static_cast<int>(plan.x_stride), args.x_bytes = static_cast<int>(plan.x_bytes);
-  args.stage_bytes = static_cast<int>(plan.stage_bytes);
 
-  launch_type<Type>(args, plan);
+  launch_type(args);
   const std::vector<uint16_t> alone = y;
   args.stream_count = 2;
   for (int s = 0; s < 2; ++s) {
     args.streams[s] = {streams[s].slice_ptr.data(), streams[s].columns.data(), streams[s].values.data(), alpha.data() + s * m};
   }
-  launch_type<Type>(args, plan);
+  launch_type(args);
   const std::vector<uint16_t> whole = y;
   const double unit = Type::kIsBFloat ? 0x1p-8 : 0x1p-11;
   for (int i = 0; i < m; ++i) {
@@ -188,7 +216,7 @@ void check_layer(int n, int k, int group, int m, double density, int processors)
   std::vector<int32_t> wild;
   for (size_t i = 0; i < streams[0].slice_ptr.size(); ++i) wild.push_back(static_cast<int32_t>(64 * i));
   for (auto& view : args.streams) view = {wild.data(), nullptr, nullptr, closed.data()};
-  launch_type<Type>(args, plan);
+  launch_type(args);
   expect(y == alone, "alpha 0 is the base", n, m);
   for (int s = 0; s < 2; ++s) {
     args.streams[s] = {streams[s].slice_ptr.data(), streams[s].columns.data(), streams[s].values.data(), alpha.data() + s * m};
@@ -197,7 +225,7 @@ void check_layer(int n, int k, int group, int m, double density, int processors)
   const std::vector<uint16_t> rubbish[] = {std::vector<uint16_t>(streams[0].values.size(), 0x7e00),
                                            std::vector<uint16_t>(streams[1].values.size(), 0x7e00)};
   for (int s = 0; s < 2; ++s) args.streams[s].values = rubbish[s].data();
-  launch_type<Type>(args, plan);
+  launch_type(args);
   for (int i = 0; i < m; ++i) {
     if (alpha[static_cast<size_t>(i)] != 0.0f || alpha[static_cast<size_t>(m + i)] != 0.0f) continue;
     const auto row = static_cast<long>(i) * n;
@@ -206,7 +234,7 @@ void check_layer(int n, int k, int group, int m, double density, int processors)
   y = alone;
   for (int s = 0; s < 2; ++s) args.streams[s].values = streams[s].values.data();
   args.streams_only = true;
-  launch_type<Type>(args, plan);
+  launch_type(args);
   for (size_t i = 0; i < y.size(); ++i) {
     const float a = Type::to_float(y[i]), b = Type::to_float(whole[i]);
     const size_t row = i / static_cast<size_t>(n);
@@ -224,12 +252,14 @@ int main() {
   check_plans();
   check_decode<Half>();
   check_decode<BFloat>();
+  const Device few{6, 232448, 233472, true}, many{132, 232448, 233472, true}, old{20, 101376, 102400, false};
   for (const int m : {1, 4, 5, 16, 17, 40}) {
-    check_layer<BFloat>(70, 96, 32, m, 0.2, 6);
-    check_layer<Half>(100, 384, 128, m, 0.1, 6);
-    check_layer<BFloat>(130, 1152, 128, m, 0.05, m % 2 ? 20 : 132);
+    check_layer<BFloat>(70, 96, 32, m, 0.2, few);
+    check_layer<Half>(100, 384, 128, m, 0.1, few);
+    check_layer<BFloat>(130, 1152, 128, m, 0.05, m % 2 ? old : many);
   }
-  check_layer<Half>(20, 1088, 64, 8, 0.02, 9);
+  check_layer<Half>(20, 1088, 64, 8, 0.02, few);
+  check_layer<Half>(300, 1088, 64, 9, 0.02, many);
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }

@@ -1,14 +1,12 @@
-// How a layer's forward is spread over a GPU: pure arithmetic on the shapes.
+// How the forward of up to 8 rows of x is spread over a GPU: pure arithmetic on the shapes.
 //
 // The inputs are cut into `panels` of whole 128-input blocks; a thread block holds one panel of x in
-// shared memory and works through tiles (32 output rows). Up to 16 rows of the batch, all warps of
-// a thread block share a tile and split the panel's blocks between them; above, each warp takes a
-// tile of its own. Where there are several panels, the thread block (or warp) that finishes a tile
-// last sums the panels' parts, in their order.
+// shared memory and works through tiles (32 output rows); its warps share a tile and split the panel's
+// blocks between them. Where there are several panels, the thread block that finishes a tile last
+// sums the panels' parts, in their order.
 #pragma once
 
 #include <cstdint>
-#include <initializer_list>
 
 #include "fragments.h"
 
@@ -16,36 +14,32 @@ namespace orth {
 
 constexpr int kFusedRows = 64;       // rows of x in one launch
 constexpr int kGatherRows = 4;       // up to here x stays as it lies and streams run on the plain cores
-constexpr int kSharedTileRows = 16;  // up to here a thread block's warps share a tile
-constexpr int kWarps = 8;  // of a thread block
+constexpr int kNarrowRows = 8;       // up to here a thread block's warps may share a tile; above: wide_plan.h
+constexpr int kWarps = 8;            // of a thread block
 constexpr int kMostStreams = 8;  // of one launch
 constexpr int kMostRounds = 8;   // tiles for one place; more tiles take more thread blocks
 constexpr int64_t kScaleBytes = 256;  // a warp's copy of one group's scales: four for each lane
 
 // Blocks of weights in flight for each warp: as many as leave room for two thread blocks where
 // transposed x is large.
-ORTH_HD constexpr int stage_count(bool gather, bool shared_tiles) {
-  return gather || !shared_tiles ? 4 : 2;
-}
+ORTH_HD constexpr int stage_count(bool gather) { return gather ? 4 : 2; }
 
 struct Device {
   int processors;
   int64_t shared_bytes;            // a thread block's most
   int64_t processor_shared_bytes;  // a multiprocessor's
+  bool clusters;                   // thread blocks can read one another's shared memory
 };
 
 struct Problem {
   int64_t rows;  // N
   int64_t columns;
   int64_t group_size;
-  int64_t batch;  // 1 .. kFusedRows
+  int64_t batch;
 };
 
 struct LaunchPlan {
-  int octets;          // of the batch, 1, 2, 4 or 8
-  bool gather;         // x as it lies (batch <= 4), not transposed
-  bool shared_tiles;   // all warps of a thread block on one tile
-  int warps;
+  bool gather;           // x as it lies (batch <= 4), not transposed
   int panels;
   int blocks_per_panel;  // thread blocks
   int rounds;            // tiles that the busiest place takes
@@ -74,44 +68,26 @@ ORTH_HD inline int64_t stage_bytes(int64_t group_size) {
 
 namespace plan_detail {
 
-inline int64_t x_bytes(const Problem& p, bool gather, int octets, int64_t panels) {
-  if (gather) return p.batch * (ceil_div(p.columns * 2, 128) * 128 + 64);
-  return octets * plane_units(p.columns, panels) * 16;
-}
-
-inline LaunchPlan with_panels(const Problem& p, const Device& d, int64_t panels, bool gather,
-                              int own_warps) {
+inline LaunchPlan with_panels(const Problem& p, const Device& d, int64_t panels, bool gather) {
   LaunchPlan plan{};
-  plan.octets = p.batch <= 8 ? 1 : p.batch <= 16 ? 2 : p.batch <= 32 ? 4 : 8;
   plan.gather = gather;
-  plan.shared_tiles = p.batch <= kSharedTileRows;
   const int64_t tiles = tile_count(p.rows);
-  plan.warps = plan.shared_tiles ? kWarps : own_warps;
   plan.panels = static_cast<int>(panels);
   plan.x_stride = ceil_div(p.columns * 2, 128) * 128 + 64;
-  plan.x_bytes = x_bytes(p, plan.gather, plan.octets, panels);
+  plan.x_bytes = gather ? p.batch * plan.x_stride : plane_units(p.columns, panels) * 16;
   plan.stage_bytes = stage_bytes(p.group_size);
-  plan.shared_bytes = plan.x_bytes + plan.warps * stage_count(gather, plan.shared_tiles) * plan.stage_bytes;
-  if (plan.shared_tiles) {
-    plan.shared_bytes += plan.warps * (plan.gather ? kGatherRows : 8 * plan.octets) * 32 * 4;
-  }
-  // alpha, and where the slices of a place's tiles begin: room for every stream, whether there are any
-  // or not, so that a stream never changes how the base is summed.
-  const auto tables = [&](int64_t rounds) {
-    return kMostStreams * (p.batch + 3 * rounds * (plan.shared_tiles ? 1 : plan.warps)) * 4;
-  };
+  plan.shared_bytes = plan.x_bytes + kWarps * stage_count(gather) * plan.stage_bytes +
+                      kWarps * (gather ? kGatherRows : kNarrowRows) * 32 * 4;
   // 1 KB of a multiprocessor's memory goes to the system for each thread block.
   const int64_t fit = (plan.shared_bytes + 2048) * 2 <= d.processor_shared_bytes ? 2 : 1;
   const int64_t slots = d.processors * fit / panels > 0 ? d.processors * fit / panels : 1;
-  const int64_t at_once = plan.shared_tiles ? slots : slots * plan.warps;
-  const int64_t turns = ceil_div(tiles, at_once);
-  const int64_t wanted = ceil_div(tiles, turns < kMostRounds ? turns : kMostRounds);
+  const int64_t turns = ceil_div(tiles, slots);
   plan.turns = static_cast<int>(turns);
-  plan.blocks_per_panel =
-      static_cast<int>(plan.shared_tiles ? wanted : ceil_div(wanted, plan.warps));
-  const int64_t places = plan.blocks_per_panel * int64_t{plan.shared_tiles ? 1 : plan.warps};
-  plan.rounds = static_cast<int>(ceil_div(tiles, places));
-  plan.shared_bytes += tables(plan.rounds);
+  plan.blocks_per_panel = static_cast<int>(ceil_div(tiles, turns < kMostRounds ? turns : kMostRounds));
+  plan.rounds = static_cast<int>(ceil_div(tiles, plan.blocks_per_panel));
+  // alpha, and where the slices of a place's tiles begin: room for every stream, whether there are any
+  // or not, so that a stream never changes how the base is summed.
+  plan.shared_bytes += kMostStreams * (p.batch + 3 * plan.rounds) * 4;
   return plan;
 }
 
@@ -125,12 +101,8 @@ inline double cost(const Problem& p, const Device& d, const LaunchPlan& plan) {
   const int grid = plan.blocks_per_panel * plan.panels;
   // Places at work in each processor that has any.
   const double busy = tiles / rounds * plan.panels / (grid < d.processors ? grid : d.processors);
-  // Places of one processor share its bandwidth; with more rows of x, its tensor cores.
-  double step = busy > 1 ? busy : 1;
-  if (!plan.shared_tiles) {
-    const double compute = plan.octets == 8 ? 3 + 1.75 * busy : 1.5 + 0.9 * busy;
-    step = compute > step ? compute : step;
-  }
+  // Places of one processor share its bandwidth.
+  const double step = busy > 1 ? busy : 1;
   const bool hands_over = plan.panels > 1;
   const double parts = tiles * plan.panels * static_cast<double>(p.batch) / d.processors / 10;
   return rounds * blocks * step + (hands_over ? parts + 35 : 0);
@@ -141,14 +113,12 @@ inline LaunchPlan cheapest(const Problem& p, const Device& d, bool gather) {
   LaunchPlan best{};
   double least = 0;
   for (int64_t panels = 1; panels <= blocks; ++panels) {
-    for (const int own_warps : {kWarps / 2, kWarps}) {
-      const LaunchPlan plan = with_panels(p, d, panels, gather, own_warps);
-      if (plan.shared_bytes > d.shared_bytes) continue;
-      const double now = cost(p, d, plan);
-      if (best.panels == 0 || now < least) {
-        best = plan;
-        least = now;
-      }
+    const LaunchPlan plan = with_panels(p, d, panels, gather);
+    if (plan.shared_bytes > d.shared_bytes) continue;
+    const double now = cost(p, d, plan);
+    if (best.panels == 0 || now < least) {
+      best = plan;
+      least = now;
     }
     if (panels >= 64 && best.panels != 0) break;
   }
@@ -157,7 +127,7 @@ inline LaunchPlan cheapest(const Problem& p, const Device& d, bool gather) {
 
 }  // namespace plan_detail
 
-// Requires columns a multiple of group_size and batch in 1 .. kFusedRows.
+// Requires columns a multiple of group_size and batch in 1 .. kNarrowRows.
 inline LaunchPlan plan_launch(const Problem& p, const Device& d) {
   if (p.batch <= kGatherRows) {
     const LaunchPlan plan = plan_detail::cheapest(p, d, true);
@@ -168,8 +138,7 @@ inline LaunchPlan plan_launch(const Problem& p, const Device& d) {
 
 // Bytes of the parts that panels hand over: float [panels, tiles, batch, 32].
 inline int64_t parts_bytes(const Problem& p, const LaunchPlan& plan) {
-  const bool needed = plan.panels > 1 || !plan.shared_tiles;
-  return needed ? plan.panels * tile_count(p.rows) * p.batch * kTileRows * 4 : 0;
+  return plan.panels > 1 ? plan.panels * tile_count(p.rows) * p.batch * kTileRows * 4 : 0;
 }
 
 }  // namespace orth

@@ -1,4 +1,5 @@
 #include "dual_gemm.cuh"
+#include "wide_gemm.cuh"
 
 #include "dequantize.cuh"
 
@@ -15,17 +16,22 @@ namespace {
 
 constexpr int kMostDevices = 64;
 
-template <typename Type, int kOctets, bool kGather, bool kSharedTiles, bool kWhole>
-__global__ void __launch_bounds__(32 * kWarps, kSharedTiles ? 2 : 1)
-    dual_gemm(const __grid_constant__ GemmArgs args) {
+template <typename Type, bool kGather, bool kWhole>
+__global__ void __launch_bounds__(32 * kWarps, 2) dual_gemm(const __grid_constant__ GemmArgs args) {
   extern __shared__ __align__(128) char shared[];
-  DualGemm<Type, kOctets, kGather, kSharedTiles, kWhole>(args, shared).run();
+  DualGemm<Type, kGather, kWhole>(args, shared).run();
+}
+
+template <typename Type, int kOctets, bool kWhole>
+__global__ void __launch_bounds__(32 * kWarps, kOctets == 8 ? 1 : 2)
+    wide_gemm(const __grid_constant__ GemmArgs args) {
+  extern __shared__ __align__(128) char shared[];
+  WideGemm<Type, kOctets, kWhole>(args, shared).run();
 }
 
 struct DeviceInfo {
   std::atomic<bool> known{false};
   Device device{};
-  bool overlaps = false;
 };
 
 std::array<DeviceInfo, kMostDevices> device_infos;
@@ -48,63 +54,104 @@ cudaError_t current_device(int* index, const DeviceInfo** info) {
       if (error != cudaSuccess) return error;
     }
     // Two threads that race here write the same values.
-    slot.device = {processors, block, processor};
-    slot.overlaps = major >= 9;
+    slot.device = {processors, block, processor, major >= 9};
     slot.known.store(true, std::memory_order_release);
   }
   *info = &slot;
   return cudaSuccess;
 }
 
-template <typename Type, int kOctets, bool kGather, bool kSharedTiles, bool kWhole>
-cudaError_t launch(const LaunchPlan& plan, const GemmArgs& args, int device, bool overlaps,
-                   cudaStream_t stream) {
-  const auto kernel = dual_gemm<Type, kOctets, kGather, kSharedTiles, kWhole>;
-  static std::array<std::atomic<int64_t>, kMostDevices> allowed{};
-  std::atomic<int64_t>& limit = allowed[static_cast<size_t>(device)];
-  if (limit.load(std::memory_order_relaxed) < plan.shared_bytes) {
-    int most = 0;
-    cudaError_t error =
-        cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    if (error != cudaSuccess) return error;
+struct Shape {
+  dim3 grid;
+  int threads, cluster;
+  int64_t shared_bytes;
+};
+
+// One launch; where the device can, it begins before the kernel ahead of it has ended.
+template <typename Kernel>
+cudaError_t launch(Kernel kernel, std::array<std::atomic<int64_t>, kMostDevices>& allowed, const Shape& shape,
+                   const GemmArgs& args, int index, const Device& device, cudaStream_t stream) {
+  std::atomic<int64_t>& limit = allowed[static_cast<size_t>(index)];
+  if (limit.load(std::memory_order_relaxed) < shape.shared_bytes) {
     cudaFuncAttributes attributes{};
-    error = cudaFuncGetAttributes(&attributes, kernel);
+    cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
     if (error != cudaSuccess) return error;
-    most -= static_cast<int>(attributes.sharedSizeBytes);
+    const int most = static_cast<int>(device.shared_bytes) - static_cast<int>(attributes.sharedSizeBytes);
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
     if (error != cudaSuccess) return error;
     limit.store(most, std::memory_order_relaxed);
   }
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(plan.blocks_per_panel), static_cast<unsigned>(plan.panels));
-  config.blockDim = dim3(static_cast<unsigned>(32 * plan.warps));
-  config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes);
+  config.gridDim = shape.grid;
+  config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
   config.stream = stream;
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &overlap;
-  config.numAttrs = overlaps ? 1 : 0;
+  std::array<cudaLaunchAttribute, 2> attributes{};
+  if (device.clusters) {  // compute capability 9.0, as the early start
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
+  }
+  config.attrs = attributes.data();
+  config.numAttrs = !device.clusters ? 0 : shape.cluster > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, args);
 }
 
-template <typename Type, bool kWhole>
-cudaError_t launch_octets(const LaunchPlan& plan, const GemmArgs& args, int device, bool overlaps,
+template <typename Type, bool kGather, bool kWhole>
+cudaError_t launch_narrow(const Shape& shape, const GemmArgs& args, int index, const Device& device,
                           cudaStream_t stream) {
-  if (plan.gather) return launch<Type, 1, true, true, kWhole>(plan, args, device, overlaps, stream);
-  switch (plan.octets) {
-    case 1: return launch<Type, 1, false, true, kWhole>(plan, args, device, overlaps, stream);
-    case 2: return launch<Type, 2, false, true, kWhole>(plan, args, device, overlaps, stream);
-    case 4: return launch<Type, 4, false, false, kWhole>(plan, args, device, overlaps, stream);
-    default: return launch<Type, 8, false, false, kWhole>(plan, args, device, overlaps, stream);
+  static std::array<std::atomic<int64_t>, kMostDevices> allowed{};
+  return launch(dual_gemm<Type, kGather, kWhole>, allowed, shape, args, index, device, stream);
+}
+
+template <typename Type, int kOctets, bool kWhole>
+cudaError_t launch_wide(const Shape& shape, const GemmArgs& args, int index, const Device& device,
+                        cudaStream_t stream) {
+  static std::array<std::atomic<int64_t>, kMostDevices> allowed{};
+  return launch(wide_gemm<Type, kOctets, kWhole>, allowed, shape, args, index, device, stream);
+}
+
+// Fills in what the plan decides, and launches.
+template <typename Type, bool kWhole>
+cudaError_t plan_and_launch(const Problem& problem, GemmArgs& args, int index, const Device& device,
+                            cudaStream_t stream) {
+  if (is_wide(problem, device)) {
+    const WidePlan plan = plan_wide(problem, device);
+    if (plan.row_groups == 0) return cudaErrorInvalidConfiguration;
+    args.panels = plan.cluster;
+    args.row_warps = plan.row_warps;
+    args.k_warps = plan.k_warps;
+    args.stages = plan.stages;
+    args.stage_bytes = static_cast<int>(plan.stage_bytes);
+    const Shape shape{dim3(static_cast<unsigned>(plan.cluster), static_cast<unsigned>(plan.row_groups)),
+                      32 * plan.row_warps * plan.k_warps, plan.cluster, plan.shared_bytes};
+    switch (plan.octets) {
+      case 1: return launch_wide<Type, 1, kWhole>(shape, args, index, device, stream);
+      case 2: return launch_wide<Type, 2, kWhole>(shape, args, index, device, stream);
+      case 4: return launch_wide<Type, 4, kWhole>(shape, args, index, device, stream);
+      default: return launch_wide<Type, 8, kWhole>(shape, args, index, device, stream);
+    }
   }
+  const LaunchPlan plan = plan_launch(problem, device);
+  if (plan.panels == 0) return cudaErrorInvalidConfiguration;
+  args.panels = plan.panels;
+  args.blocks_per_panel = plan.blocks_per_panel;
+  args.rounds = plan.rounds;
+  args.x_stride = static_cast<int>(plan.x_stride);
+  args.x_bytes = static_cast<int>(plan.x_bytes);
+  args.stage_bytes = static_cast<int>(plan.stage_bytes);
+  const Shape shape{dim3(static_cast<unsigned>(plan.blocks_per_panel), static_cast<unsigned>(plan.panels)),
+                    32 * kWarps, 1, plan.shared_bytes};
+  return plan.gather ? launch_narrow<Type, true, kWhole>(shape, args, index, device, stream)
+                     : launch_narrow<Type, false, kWhole>(shape, args, index, device, stream);
 }
 
 template <typename Type>
-cudaError_t launch_type(const LaunchPlan& plan, const GemmArgs& args, int device, bool overlaps,
+cudaError_t launch_type(const Problem& problem, GemmArgs& args, int index, const Device& device,
                         cudaStream_t stream) {
-  return args.group_size == kBlockInputs ? launch_octets<Type, true>(plan, args, device, overlaps, stream)
-                                         : launch_octets<Type, false>(plan, args, device, overlaps, stream);
+  return problem.group_size == kBlockInputs ? plan_and_launch<Type, true>(problem, args, index, device, stream)
+                                            : plan_and_launch<Type, false>(problem, args, index, device, stream);
 }
 
 Problem problem_of(const BaseLayer& base, int64_t m) {
@@ -127,8 +174,6 @@ const char* forward(const BaseLayer& base, bool streams_only, const Stream* stre
   if (error != cudaSuccess) return cudaGetErrorString(error);
   for (int64_t done = 0; done < m; done += kFusedRows) {
     const Problem problem = problem_of(base, m - done);
-    const LaunchPlan plan = plan_launch(problem, info->device);
-    if (plan.panels == 0) return "this device has too little shared memory";
     GemmArgs args{};
     args.tiles = base.tiles;
     args.scales = static_cast<const uint16_t*>(base.scales);
@@ -141,12 +186,6 @@ const char* forward(const BaseLayer& base, bool streams_only, const Stream* stre
     args.group_size = static_cast<int>(base.group_size);
     args.batch = static_cast<int>(problem.batch);
     args.tile_count = static_cast<int>(tile_count(base.rows));
-    args.panels = plan.panels;
-    args.blocks_per_panel = plan.blocks_per_panel;
-    args.rounds = plan.rounds;
-    args.x_stride = static_cast<int>(plan.x_stride);
-    args.x_bytes = static_cast<int>(plan.x_bytes);
-    args.stage_bytes = static_cast<int>(plan.stage_bytes);
     args.streams_only = streams_only;
     args.bfloat_scales = base.scale_type == DType::kBFloat16;
     args.stream_count = static_cast<int>(stream_count);
@@ -157,8 +196,9 @@ const char* forward(const BaseLayer& base, bool streams_only, const Stream* stre
     }
     const auto cuda_stream = static_cast<cudaStream_t>(stream);
     error = x_type == DType::kFloat16
-                ? launch_type<Half>(plan, args, index, info->overlaps, cuda_stream)
-                : launch_type<BFloat>(plan, args, index, info->overlaps, cuda_stream);
+                ? launch_type<Half>(problem, args, index, info->device, cuda_stream)
+                : launch_type<BFloat>(problem, args, index, info->device, cuda_stream);
+    if (error == cudaErrorInvalidConfiguration) return "this device has too little shared memory";
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
   return nullptr;
@@ -176,6 +216,7 @@ int64_t orth_cuda_parts_bytes(const BaseLayer& base, int64_t m) {
   for (int64_t rows : {std::min<int64_t>(m, kFusedRows), m % kFusedRows}) {
     if (rows == 0) continue;
     const Problem problem = problem_of(base, rows);
+    if (is_wide(problem, info->device)) continue;
     bytes = std::max(bytes, parts_bytes(problem, plan_launch(problem, info->device)));
   }
   return bytes;

@@ -57,4 +57,16 @@ struct BFloat {
   }
 };
 
+// Two fp16 values, each the exact sum of two bf16 ones.
+__device__ inline void split_halves(uint32_t values, uint32_t& high, uint32_t& low) {
+  high = low = 0;
+#pragma unroll
+  for (int i = 0; i < 32; i += 16) {
+    const float whole = Half::to_float(static_cast<uint16_t>(values >> i));
+    const uint16_t rounded = BFloat::from_float(whole);
+    high |= static_cast<uint32_t>(rounded) << i;
+    low |= static_cast<uint32_t>(BFloat::from_float(whole - BFloat::to_float(rounded))) << i;
+  }
+}
+
 }  // namespace orth

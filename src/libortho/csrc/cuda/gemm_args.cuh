@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../core/launch_plan.h"
+#include "../core/wide_plan.h"
 #include "formats.cuh"
 
 namespace orth {
@@ -25,24 +26,32 @@ struct GemmArgs {
   int x_stride, x_bytes, stage_bytes;  // bytes
   bool bfloat_scales;
   bool streams_only;  // y += the streams, without the base
+  // Of the wide kernel, where a panel is what one thread block of a cluster takes.
+  int row_warps, k_warps, stages;
   int stream_count;
   StreamView streams[kMostStreams];
 };
 
-// Grid: (thread blocks of a panel, panels).
-struct Place {
+struct Lane {
   int warp, warps, lane;
   int row4, quarter;  // lane / 4 and lane % 4: a product operand's two coordinates
-  int panel;
-  int block_begin, block_end;  // of 128 inputs
-  int input_begin;
 
-  __device__ explicit Place(const GemmArgs& args) {
+  __device__ Lane() {
     warp = threadIdx.x / 32;
     warps = blockDim.x / 32;
     lane = threadIdx.x % 32;
     row4 = lane / 4;
     quarter = lane % 4;
+  }
+};
+
+// Grid: (thread blocks of a panel, panels).
+struct Place : Lane {
+  int panel;
+  int block_begin, block_end;  // of 128 inputs
+  int input_begin;
+
+  __device__ explicit Place(const GemmArgs& args) {
     panel = blockIdx.y;
     const int blocks = (args.columns + kBlockInputs - 1) / kBlockInputs;
     block_begin = part_begin(blocks, panel, args.panels);

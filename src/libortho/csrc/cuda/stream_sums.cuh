@@ -5,18 +5,19 @@
 // output row. Up to 4 rows of x: a lane gathers for one output row on the plain cores.
 #pragma once
 
+#include "alpha.cuh"
 #include "x_operand.cuh"
 
 namespace orth {
 
-constexpr int kAheadQuads = 2;  // four slots each, loaded before the tile's base is multiplied
+constexpr int kAheadQuads = 2;  // four slots each, loaded while the tile's base is multiplied
 constexpr int kBatchQuads = 4;  // and at a time after it
 constexpr int kQuadEntries = 4 * kSliceRows;
 
-template <typename Type, int kOctets, bool kGather, bool kSharedTiles>
+template <typename Type, bool kGather>
 class StreamSums {
  public:
-  using X = std::conditional_t<kGather, XRows<Type>, XPlanes<Type, kOctets>>;
+  using X = std::conditional_t<kGather, XRows<Type>, XPlanes<Type>>;
 
   // Quads of slots in flight, a line each; lane l holds entries 2l and 2l + 1 of each quad.
   template <int kQuads>
@@ -32,86 +33,43 @@ class StreamSums {
   __device__ StreamSums(const GemmArgs& args, const Place& place, const X& x, float* alpha, int* bounds)
       : args_(args), place_(place), x_(x), alpha_(alpha), bounds_(bounds) {}
 
-  // alpha on its way: read before x, put down after it, so that the two waits are one.
-  struct AlphaRead {
-    float value[kMostStreams * kFusedRows / (32 * kWarps / 2)];
-  };
+  __device__ float* alpha() const { return alpha_; }
 
-  __device__ AlphaRead read_alpha() const {
-    AlphaRead read{};
-    int i = 0;
-#pragma unroll
-    for (float& value : read.value) {
-      const int at = threadIdx.x + i++ * static_cast<int>(blockDim.x);
-      if (at < args_.stream_count * args_.batch) {
-        value = load_in_order(args_.streams[at / args_.batch].alpha + at % args_.batch);
-      }
-    }
-    return read;
-  }
-
-  __device__ void put_alpha(const AlphaRead& read) const {
-    int i = 0;
-#pragma unroll
-    for (const float& value : read.value) {
-      const int at = threadIdx.x + i++ * static_cast<int>(blockDim.x);
-      if (at < args_.stream_count * args_.batch) alpha_[at] = value;
-    }
-  }
-
-  // After a __syncthreads: which streams are open, and for those the bounds of this place's tiles. All
-  // threads of the thread block agree on what is open.
+  // After a __syncthreads: which streams are open, and for those the bounds of this place's tiles, which
+  // can be read after another. All threads of the thread block agree on what is open.
   __device__ void open(int first_tile, int tile_step, int rounds) {
     rounds_ = rounds;
-    for (int s = 0; s < args_.stream_count; ++s) {
-      bool any = false;
-      for (int m = place_.lane; m < args_.batch; m += 32) any = any || alpha_[s * args_.batch + m] != 0.0f;
-      if (__any_sync(0xffffffffu, any)) open_ |= 1u << s;
-    }
+    open_ = open_streams(args_, alpha_, place_.lane);
     if (open_ == 0) return;
     const int slices = (args_.rows + kSliceRows - 1) / kSliceRows;
-    const int places = kSharedTiles ? 1 : place_.warps;
-    const int stride = kSharedTiles ? static_cast<int>(blockDim.x) : 32;
-    const int first = kSharedTiles ? static_cast<int>(threadIdx.x) : place_.lane;
     for (int s = 0; s < args_.stream_count; ++s) {
       if (!(open_ >> s & 1)) continue;
-      for (int i = first; i < rounds * 3; i += stride) {
+      for (int i = threadIdx.x; i < rounds * 3; i += blockDim.x) {
         const int tile = first_tile + i / 3 * tile_step, slice = 2 * tile + i % 3;
         if (tile < args_.tile_count) {
-          bounds_[((s * rounds + i / 3) * places + (kSharedTiles ? 0 : place_.warp)) * 3 + i % 3] =
+          bounds_[(s * rounds + i / 3) * 3 + i % 3] =
               __ldg(args_.streams[s].slice_ptr + (slice < slices ? slice : slices));
         }
       }
     }
-    __syncthreads();
   }
 
   __device__ bool any_open() const { return open_ != 0; }
 
-  // Whether row m opens any stream.
-  __device__ bool opens(int m) const {
-    bool any = false;
-    for (int s = 0; s < args_.stream_count; ++s) any = any || alpha_[s * args_.batch + m] != 0.0f;
-    return any;
-  }
-
-  // Before the tile's base: asks for the whole share, and loads its beginning.
+  // While the tile's base is multiplied: asks for the whole share, and loads its beginning.
   __device__ void begin_tile(int round, Ahead& ahead) const {
     bool first = true;
     for (int s = 0; s < args_.stream_count; ++s) {
       if (!(open_ >> s & 1)) continue;
-      for (int half = 0; half < 2; ++half) {
-        const Share part = share(s, round, half);
-        if (kSharedTiles && half != place_.warp % 2) continue;
-        int line = part.begin;
-        if (kSharedTiles && first) {
-          load(args_.streams[s], part.begin * kSliceRows, part.end * kSliceRows, ahead);
-          line += 4 * kAheadQuads;
-        }
-        for (line += place_.lane * 4; line < part.end; line += 128) {  // four slots are 128 bytes
-          prefetch_l2(args_.streams[s].columns + static_cast<int64_t>(line) * kSliceRows);
-          prefetch_l2(args_.streams[s].values + static_cast<int64_t>(line) * kSliceRows);
-        }
+      const Share part = share(s, round);
+      int line = part.begin;
+      if (first) {
+        load(args_.streams[s], part.begin * kSliceRows, part.end * kSliceRows, ahead);
+        line += 4 * kAheadQuads;
+      }
+      for (line += place_.lane * 4; line < part.end; line += 128) {  // four slots are 128 bytes
+        prefetch_l2(args_.streams[s].columns + static_cast<int64_t>(line) * kSliceRows);
+        prefetch_l2(args_.streams[s].values + static_cast<int64_t>(line) * kSliceRows);
       }
       first = false;
     }
@@ -122,30 +80,22 @@ class StreamSums {
     bool first = true;
     for (int s = 0; s < args_.stream_count; ++s) {
       if (!(open_ >> s & 1)) continue;
-      for (int half = 0; half < 2; ++half) {
-        if (kSharedTiles && half != place_.warp % 2) continue;
-        const Share part = share(s, round, half);
-        if (part.begin < part.end) {
-          sum(s, part, kSharedTiles && first, ahead, out + half * kSliceRows);
-        }
-        __syncwarp();
-      }
+      const Share part = share(s, round);
+      if (part.begin < part.end) sum(s, part, first, ahead, out + place_.warp % 2 * kSliceRows);
+      __syncwarp();
       first = false;
     }
   }
 
  private:
-  // Slots [begin, end) of one slice.
+  // Slots [begin, end) of one slice: even warps take a tile's first, odd ones its second.
   struct Share {
     int begin, end;
   };
 
-  __device__ Share share(int s, int round, int half) const {
-    const int places = kSharedTiles ? 1 : place_.warps;
-    const int* bounds =
-        bounds_ + ((s * rounds_ + round) * places + (kSharedTiles ? 0 : place_.warp)) * 3 + half;
+  __device__ Share share(int s, int round) const {
+    const int* bounds = bounds_ + (s * rounds_ + round) * 3 + place_.warp % 2;
     const int first = bounds[0], last = bounds[1];
-    if (!kSharedTiles) return {first, last};
     // Rows of x as they lie serve every column, so that panels share the slots too.
     const int workers = place_.warps / 2 * (kGather ? args_.panels : 1);
     const int worker = place_.warp / 2 + (kGather ? place_.panel * (place_.warps / 2) : 0);
@@ -170,20 +120,25 @@ class StreamSums {
     }
   }
 
-  static constexpr int kSums = kGather ? 2 * kGatherRows : 4 * kOctets;
+  static constexpr int kSums = kGather ? 2 * kGatherRows : 4;
 
   __device__ void sum(int s, Share part, bool use_ahead, const Ahead& ahead, float* out) const {
     float dots[kSums] = {};
     int entry = part.begin * kSliceRows;
     const int end = part.end * kSliceRows;
+    Batch<kBatchQuads> batch;  // one is on its way while another is multiplied
     if (use_ahead) {
+      load(args_.streams[s], entry + kQuadEntries * kAheadQuads, end, batch);
       consume(ahead, entry, end, dots);
       entry += kQuadEntries * kAheadQuads;
+    } else {
+      load(args_.streams[s], entry, end, batch);
     }
     for (; entry < end; entry += kQuadEntries * kBatchQuads) {
-      Batch<kBatchQuads> batch;
-      load(args_.streams[s], entry, end, batch);
+      Batch<kBatchQuads> next;
+      load(args_.streams[s], entry + kQuadEntries * kBatchQuads, end, next);
       consume(batch, entry, end, dots);
+      batch = next;
     }
     const float* alpha = alpha_ + s * args_.batch;
     if constexpr (kGather) {
@@ -200,7 +155,7 @@ class StreamSums {
     } else {
 #pragma unroll
       for (int i = 0; i < kSums; ++i) {
-        const int m = i / 4 * 8 + place_.quarter * 2 + i % 2, row = place_.row4 + i % 4 / 2 * 8;
+        const int m = place_.quarter * 2 + i % 2, row = place_.row4 + i / 2 * 8;
         if (m < args_.batch && alpha[m] != 0.0f) {
           float& y = out[m * 32 + row];
           y = fmaf(alpha[m], dots[i], y);
@@ -236,7 +191,7 @@ class StreamSums {
   // Four slots as four diagonal operands, two to a read of x.
   __device__ void multiply_quad(uint32_t columns, uint32_t values, float (&dots)[kSums]) const {
     uint32_t high = values, low = 0;
-    if (Type::kIsBFloat) split(values, high, low);
+    if (Type::kIsBFloat) split_halves(values, high, low);
     // A slot's operand holds value r at row r, input r: two of this lane's items, if it is one of the
     // eight on the diagonal, in the half that the value has in its pair.
     const uint32_t mask = place_.row4 / 2 != place_.quarter ? 0u : place_.row4 % 2 == 0 ? 0xffffu : 0xffff0000u;
@@ -253,31 +208,13 @@ class StreamSums {
         a[j] = __shfl_sync(0xffffffffu, high, source) & mask;
         if (Type::kIsBFloat) b[j] = __shfl_sync(0xffffffffu, low, source) & mask;
       }
-#pragma unroll
-      for (int octet = 0; octet < kOctets; ++octet) {
-        const uint4 x = x_.entries_operand(x_row, octet);
-        float c[4] = {dots[4 * octet], dots[4 * octet + 1], dots[4 * octet + 2], dots[4 * octet + 3]};
-        Type::mma(c, a[0], 0, 0, a[1], x.x, x.y);
-        Type::mma(c, a[2], 0, 0, a[3], x.z, x.w);
-        if (Type::kIsBFloat) {
-          Type::mma(c, b[0], 0, 0, b[1], x.x, x.y);
-          Type::mma(c, b[2], 0, 0, b[3], x.z, x.w);
-        }
-#pragma unroll
-        for (int j = 0; j < 4; ++j) dots[4 * octet + j] = c[j];
+      const uint4 x = x_.entries_operand(x_row);
+      Type::mma(dots, a[0], 0, 0, a[1], x.x, x.y);
+      Type::mma(dots, a[2], 0, 0, a[3], x.z, x.w);
+      if (Type::kIsBFloat) {
+        Type::mma(dots, b[0], 0, 0, b[1], x.x, x.y);
+        Type::mma(dots, b[2], 0, 0, b[3], x.z, x.w);
       }
-    }
-  }
-
-  // Two fp16 values, each the exact sum of two bf16 ones.
-  __device__ static void split(uint32_t values, uint32_t& high, uint32_t& low) {
-    high = low = 0;
-#pragma unroll
-    for (int i = 0; i < 32; i += 16) {
-      const float whole = Half::to_float(static_cast<uint16_t>(values >> i));
-      const uint16_t rounded = BFloat::from_float(whole);
-      high |= static_cast<uint32_t>(rounded) << i;
-      low |= static_cast<uint32_t>(BFloat::from_float(whole - BFloat::to_float(rounded))) << i;
     }
   }
 

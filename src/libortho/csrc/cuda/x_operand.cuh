@@ -40,7 +40,7 @@ class XRows {
   }
 
   // The operand of both products of the step that begins at `input`.
-  __device__ uint4 operand(int input, int /*octet*/) const {
+  __device__ uint4 operand(int input) const {
     uint4 v = make_uint4(0, 0, 0, 0);
     if (place_.row4 < args_.batch) v = load16_shared(mine_ + input * 2);
     return v;
@@ -67,15 +67,33 @@ class XRows {
   uint32_t mine_;
 };
 
-// A panel of x transposed: fragments.h describes the planes of 16-byte units.
-template <typename Type, int kOctets>
+// Eight inputs of eight rows of x, transposed into a plane (fragments.h) from input `first` on. row(m)
+// is the 16 bytes of row m.
+template <typename Row>
+__device__ void transpose_eight(const Row& row, int first, char* plane) {
+  uint4 v[8];
+#pragma unroll
+  for (int m = 0; m < 8; ++m) v[m] = row(m);
+  const auto word = [](const uint4& from, int i) { return i == 0 ? from.x : i == 1 ? from.y : i == 2 ? from.z : from.w; };
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+    const uint32_t select = k % 2 == 0 ? 0x5410 : 0x7632;
+    uint4 out;
+    out.x = __byte_perm(word(v[0], k / 2), word(v[1], k / 2), select);
+    out.y = __byte_perm(word(v[2], k / 2), word(v[3], k / 2), select);
+    out.z = __byte_perm(word(v[4], k / 2), word(v[5], k / 2), select);
+    out.w = __byte_perm(word(v[6], k / 2), word(v[7], k / 2), select);
+    *reinterpret_cast<uint4*>(plane + unit_of_input(first + k) * 16) = out;
+  }
+}
+
+// Up to 8 rows of a panel of x, transposed.
+template <typename Type>
 class XPlanes {
  public:
   __device__ XPlanes(const GemmArgs& args, const Place& place, char* shared)
       : args_(args), place_(place), shared_(shared), address_(shared_address(shared)) {
-    const int units = static_cast<int>(plane_units(args.columns, args.panels));
-    plane_bytes_ = units * 16;
-    zero_unit_ = units - 8;
+    zero_unit_ = static_cast<int>(plane_units(args.columns, args.panels)) - 8;
     step_input_ = ldmatrix_input(place.lane);
   }
 
@@ -83,36 +101,18 @@ class XPlanes {
     const int end = min(place_.block_end * kBlockInputs, args_.columns);
     const int eights = (end - place_.input_begin) / 8;
 #pragma unroll 2
-    for (int job = threadIdx.x; job < kOctets * eights; job += blockDim.x) {
-      const int octet = kOctets == 1 ? 0 : job / eights, eight = job - octet * eights;
-      const uint16_t* from = args_.x + static_cast<int64_t>(octet) * 8 * args_.columns +
-                             place_.input_begin + eight * 8;
-      uint4 v[8];
-#pragma unroll
-      for (int m = 0; m < 8; ++m) {
-        v[m] = make_uint4(0, 0, 0, 0);
-        if (octet * 8 + m < args_.batch) v[m] = load16_in_order(from + static_cast<int64_t>(m) * args_.columns);
-      }
-      char* plane = shared_ + octet * plane_bytes_;
-#pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        const uint32_t select = k % 2 == 0 ? 0x5410 : 0x7632;
-        uint4 out;
-        out.x = __byte_perm(word(v[0], k / 2), word(v[1], k / 2), select);
-        out.y = __byte_perm(word(v[2], k / 2), word(v[3], k / 2), select);
-        out.z = __byte_perm(word(v[4], k / 2), word(v[5], k / 2), select);
-        out.w = __byte_perm(word(v[6], k / 2), word(v[7], k / 2), select);
-        *reinterpret_cast<uint4*>(plane + unit_of_input(eight * 8 + k) * 16) = out;
-      }
+    for (int eight = threadIdx.x; eight < eights; eight += blockDim.x) {
+      const uint16_t* from = args_.x + place_.input_begin + eight * 8;
+      const auto row = [&](int m) {
+        return m < args_.batch ? load16_in_order(from + static_cast<int64_t>(m) * args_.columns) : make_uint4(0, 0, 0, 0);
+      };
+      transpose_eight(row, eight * 8, shared_);
     }
-    if (threadIdx.x < kOctets) {
-      *reinterpret_cast<uint4*>(shared_ + threadIdx.x * plane_bytes_ + zero_unit_ * 16) = make_uint4(0, 0, 0, 0);
-    }
+    if (threadIdx.x == 0) *reinterpret_cast<uint4*>(shared_ + zero_unit_ * 16) = make_uint4(0, 0, 0, 0);
   }
 
-  __device__ uint4 operand(int input, int octet) const {
-    const int local = input - place_.input_begin + step_input_;
-    return load_matrices_transposed(address_ + octet * plane_bytes_ + unit_of_input(local) * 16);
+  __device__ uint4 operand(int input) const {
+    return load_matrices_transposed(address_ + unit_of_input(input - place_.input_begin + step_input_) * 16);
   }
 
   // Where this lane's row of the operand for entries in `column` lies; zeros where another panel has it.
@@ -122,20 +122,14 @@ class XPlanes {
     return address_ + (inside ? unit_of_input(local) : zero_unit_) * 16;
   }
 
-  __device__ uint4 entries_operand(uint32_t entry, int octet) const {
-    return load_matrices_transposed(entry + octet * plane_bytes_);
-  }
+  __device__ uint4 entries_operand(uint32_t entry) const { return load_matrices_transposed(entry); }
 
  private:
-  __device__ static uint32_t word(const uint4& v, int i) {
-    return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
-  }
-
   const GemmArgs& args_;
   const Place place_;
   char* shared_;
   uint32_t address_;
-  int plane_bytes_, zero_unit_, step_input_;
+  int zero_unit_, step_input_;
 };
 
 }  // namespace orth
