@@ -33,10 +33,10 @@ Calls stand back to back in a CUDA graph over weights that rotate through 320 MB
 
 REPLACED = {
     "1092ea022afefb2f4749d568c38f4c9a6ae91683": (
-        "The kernel for 9 to 64 rows, which some shapes use from 5 rows on, has been rewritten since: "
-        "M ≥ 16, and M = 8 at 1024×4096 and 4096×14336, show the one before it. The present one, and "
-        "the present order in which streams are fetched up to 8 rows, have run in emulation alone: "
-        "their speed is unmeasured."
+        "The kernel for 9 to 64 rows, which some shapes use from 5 rows on, has been rewritten "
+        "since: M ≥ 16, and M = 8 at 1024×4096 and 4096×14336, show the one before it. The present "
+        "one, and the present order in which streams are fetched up to 8 rows, have run in "
+        "emulation alone: their speed is unmeasured."
     ),
 }
 """By the commit of a result: what it no longer says."""

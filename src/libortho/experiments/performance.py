@@ -34,6 +34,9 @@ NOT_RUN = {
     "The fused op against vLLM's own INT4 kernel, on a GPU": (
         'libortho bench --device cuda --peer "vllm int4"'
     ),
+    "The CUDA kernel for 9 to 64 rows, and its peers": (
+        "python benchmarks/cuda_peers.py --commit $(git rev-parse HEAD) --json out.json"
+    ),
     "Races in the CUDA kernels": "compute-sanitizer --tool racecheck benchmarks/raw/bench --check",
     "Closed streams that fault when read, on CUDA": "python -m pytest tests/ops/test_cuda.py",
 }
