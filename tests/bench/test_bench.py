@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from libortho import bench, ops
 from libortho.bench import kernels, llama_cpp, peers
 from libortho.bench.layers import random_layer
 from libortho.bench.results import collect, read
-from libortho.bench.timing import WARM_UP, paired, ratio
+from libortho.bench.timing import WARM_UP, entered, paired, ratio
 from libortho.cli import ERROR, run
 from libortho.errors import FormatError
 
@@ -37,6 +38,33 @@ def test_no_candidate_finds_the_copy_that_the_one_before_has_read() -> None:
     turns: list[int] = []
     paired({"one": turns.append, "two": turns.append}, 4, CPU)
     assert turns == list(range(2 * (4 + WARM_UP)))
+
+
+def test_a_gpu_replays_recorded_calls(monkeypatch) -> None:
+    """Recorded once, on copies of the weights of their own; a round is the mean of a replay."""
+    turns: list[int] = []
+    replays: list[str] = []
+
+    class Event:
+        def __init__(self, **_) -> None: ...
+        def record(self) -> None: ...
+        def synchronize(self) -> None: ...
+        def elapsed_time(self, _) -> float:
+            return 32.0
+
+    class Graph:
+        def replay(self) -> None:
+            replays.append("graph")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    gpu = torch.device("cuda")
+    seconds = paired({"one": turns.append, "two": turns.append}, 4, gpu, recorded=16)
+    assert seconds == {"one": [0.002] * 4, "two": [0.002] * 4}
+    assert turns == list(range(2 * entered(4, gpu)))
+    assert len(replays) == 2 * (4 + WARM_UP)
 
 
 def test_a_layer_means_what_its_copies_compute() -> None:

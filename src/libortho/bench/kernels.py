@@ -12,7 +12,16 @@ from torch import Tensor
 from libortho import ops
 from libortho.bench.layers import RandomLayer, random_layer
 from libortho.bench.peers import PeerUnavailable, prepared
-from libortho.bench.timing import READ_BYTES, WARM_UP, Call, fastest_read, paired, ratio, reads
+from libortho.bench.timing import (
+    READ_BYTES,
+    RECORDED,
+    Call,
+    entered,
+    fastest_read,
+    paired,
+    ratio,
+    reads,
+)
 from libortho.progress import Progress, silent
 
 BASE = "base only"
@@ -84,7 +93,8 @@ def measure(
                 except PeerUnavailable as error:
                     skipped[f"{name}, {shape[0]}×{shape[1]}, M = {rows}"] = str(error)
             with torch.no_grad():
-                seconds = paired(calls | reads(device), rounds, device)
+                recorded = max(RECORDED, len(layer.bases))
+                seconds = paired(calls | reads(device), rounds, device, recorded)
             part = layer.base_bytes / READ_BYTES
             seconds[FLOOR] = [part * one for one in fastest_read(seconds)]
             found += [_measurement(shape, rows, name, seconds) for name in (*calls, FLOOR)]
@@ -121,7 +131,7 @@ def _quick(device: torch.device, rounds: Mapping[int, int]) -> dict[str, float |
         peers = {name: prepared(name, layer, x) for name in ("torch bf16", "aten int4")}
         floor = reads(device) if rows == 1 else {}
         seconds[rows] = paired(ours | peers | floor, turns, device)
-        made += len(ours) * (turns + WARM_UP)
+        made += len(ours) * entered(turns, device)
     one, sixteen = seconds[1], seconds[16]
     best = min(("torch bf16", "aten int4"), key=lambda name: median(sixteen[name]))
     bandwidth = READ_BYTES / median(fastest_read(one))

@@ -6,8 +6,10 @@ something else is skipped, and the reason is part of the result.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from libortho.bench import llama_cpp
 from libortho.bench.layers import RandomLayer, copies_of
-from libortho.bench.timing import Call
+from libortho.bench.timing import Call, record
 
 PEER_ERROR = 0.02
 """Largest |y - exact| / |exact|, Frobenius: bf16 weights and sums stay ten times below."""
@@ -47,6 +49,8 @@ def prepared(name: str, layer: RandomLayer, x: Tensor) -> Call:
     try:
         peer = PEERS[name](layer, x.dtype)
         found = peer.call(x, 0).double()
+        if x.is_cuda:
+            record(partial(peer.call, x), itertools.count(), 1)
     except PeerUnavailable:
         raise
     except Exception as error:

@@ -51,7 +51,7 @@ def collect(
     rounds: int,
 ) -> Benchmark:
     """Measurements that have just been made here, with what tells this machine."""
-    backend = ops.backend()
+    backend = ops.cuda_backend() if device == "cuda" else ops.backend()
     return Benchmark(
         **dict(records.collect_environment()),
         device=device,

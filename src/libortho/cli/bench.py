@@ -51,9 +51,10 @@ def bench_verb(
     where = torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch sees no CUDA device; leave it out to time the CPU")
-    if ops.backend().name != "native":
+    backend = ops.cuda_backend() if where.type == "cuda" else ops.backend()
+    if backend.name != "native":
         raise BackendUnavailable(
-            f"bench times native kernels, and the reference runs here: {ops.backend().reason}"
+            f"bench times native kernels, and the reference runs here: {backend.reason}"
         )
     unknown = sorted(set(peers or ()) - set(bench.PEERS))
     if unknown:
