@@ -310,7 +310,7 @@ def collect_environment() -> Environment:
             ram_gib=_ram_gib(),
         ),
         versions=_versions(),
-        command=shlex.join([Path(sys.argv[0]).name or "python", *sys.argv[1:]]),
+        command=_command(),
         created=datetime.now(UTC).replace(microsecond=0),
     )
 
@@ -324,6 +324,15 @@ def _non_finite(value: JsonValue, where: str) -> Iterator[str]:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _non_finite(item, f"{where}[{index}]")
+
+
+def _command() -> str:
+    """The command line as one would type it again, ``python -m PACKAGE`` told as such."""
+    program = [Path(sys.argv[0]).name or "python"]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if program == ["__main__.py"] and spec is not None:
+        program = ["python", "-m", spec.parent]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def _commit() -> str:

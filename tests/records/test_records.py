@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.machinery
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,13 @@ def test_the_environment_says_what_ran_where(monkeypatch: pytest.MonkeyPatch) ->
     assert found.hardware.cores >= 1
     assert found.versions["torch"]
     assert found.created.utcoffset() is not None
+
+
+def test_a_module_is_told_as_it_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/site-packages/libortho/__main__.py", "demo"])
+    spec = importlib.machinery.ModuleSpec("libortho.__main__", None)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    assert records.collect_environment().command == "python -m libortho demo"
 
 
 def test_an_installed_copy_claims_no_foreign_commit(

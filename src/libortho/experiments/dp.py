@@ -136,6 +136,7 @@ class _Bench:
         self.windows: Tensor = windows(heldout(), tokenizer, context, plan.tokens)
         self.delta = 1 / plan.members
         told = f"{base.id} {self.canaries.sha256} {plan.options.model_dump_json()} {plan.tokens}"
+        told += f" {plan.noises}"
         self.folder = folder / f"seed-{seed}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -174,7 +175,7 @@ class _Bench:
 
     def ablation(self) -> dict[str, Any]:
         """Noise on the finished weights of the unprotected stream. It bounds nothing: no ε."""
-        file = self.folder / f"{ABLATION}-{len(self.plan.noises)}.json"
+        file = self.folder / f"{ABLATION}.json"
         if not file.is_file():
             values = load_file(self.folder / f"{UNPROTECTED}.safetensors")
             points = []
