@@ -10,7 +10,7 @@ import pytest
 
 from libortho import records
 from libortho.baselines import UnlearnOptions, rounded
-from libortho.errors import ConfigError
+from libortho.errors import ConfigError, NumericsError
 from libortho.experiments.gates import gates
 from libortho.experiments.natural import Training
 from libortho.experiments.power import power
@@ -181,6 +181,32 @@ def test_a_run_goes_on_after_the_last_method(run, tiny_checkpoint, text, monkeyp
     (again,) = separation(tiny_checkpoint, folder, seeds=[0], plan=TINY, text=text)
     assert again.methods.keys() == record.methods.keys()
     assert again.methods["forget"].figures == record.methods["forget"].figures
+
+
+def test_a_row_that_diverges_is_void_and_tried_again(
+    run, tiny_checkpoint, text, monkeypatch, tmp_path: Path
+) -> None:
+    folder, record = run
+    file = folder / NAME / "seed-0" / "npo.json"
+    kept = file.read_bytes()
+
+    def diverge(*_, **__):
+        raise NumericsError("npo: step 7: the loss is nan")
+
+    monkeypatch.setattr("libortho.experiments.separation_ways.unlearn", diverge)
+    try:
+        file.unlink()
+        (found,) = separation(tiny_checkpoint, folder, seeds=[0], plan=TINY, text=text)
+        assert not file.exists()
+    finally:
+        file.write_bytes(kept)
+    assert found.verdict == "VOID"
+    assert "npo is NumericsError: npo: step 7: the loss is nan" in found.reason
+    assert found.figures["void_rows"] == ["npo"]
+    assert found.methods["forget"].figures.keys() <= record.methods["forget"].figures.keys()
+    records.write(found, tmp_path / "record.json")
+    page = render([records.read(tmp_path / "record.json")], tmp_path / "page.html")
+    assert "npo (VOID)" in page.read_text("utf-8")
 
 
 def test_a_model_that_recites_nothing_is_void(tmp_path: Path, tiny_checkpoint, text) -> None:

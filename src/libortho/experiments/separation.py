@@ -19,6 +19,7 @@ from pydantic import JsonValue
 
 from libortho import gate, records
 from libortho.checkpoint import Checkpoint, resolve
+from libortho.errors import NumericsError
 from libortho.evaluate.arithmetic import make_problems
 from libortho.evaluate.perplexity import perplexity, token_nll
 from libortho.experiments.claim import claim
@@ -39,7 +40,7 @@ from libortho.experiments.separation_ways import (
     contaminated,
 )
 from libortho.experiments.states import backend_name
-from libortho.experiments.verdict import as_json, at_least, judge
+from libortho.experiments.verdict import Check, as_json, at_least, judge
 from libortho.privacy.canaries import make_canaries
 from libortho.privacy.encode import encode
 from libortho.privacy.mix import halves, strata
@@ -67,6 +68,8 @@ def separation(
 ) -> list[Record]:
     """One record per seed; a run of the same plan in ``folder`` goes on after the last row done.
 
+    A row that diverges makes the run VOID, and the next one tries it again.
+
     Args:
         folder: gets ``separation/seed-N``.
         text: public text for contamination, factors and replay; default the shipped samples.
@@ -89,9 +92,11 @@ def _run(setting: Setting) -> Record:
     methods: dict[str, dict[str, JsonValue]] = {}
     if checks[0].held:  # nothing can be taken out of a model that knows nothing
         methods = {name: stage.row(name, way) for name, way in stage.ways.all().items()}
-    powers = power(methods, stage.named_places)
+    failed = [name for name, figures in methods.items() if "failed" in figures]
+    checks += [Check(name, False, "VOID", str(methods[name]["failed"]), "a row") for name in failed]
+    powers = {} if failed else power(methods, stage.named_places)
     for name, figures in methods.items():
-        figures.setdefault("ppl_fp", methods[CONTAMINATED]["ppl_fp"])
+        figures.setdefault("ppl_fp", methods[CONTAMINATED].get("ppl_fp"))
         if name in powers:
             broken = [one for one in powers[name] if not one.held]
             figures["power"] = as_json(powers[name])
@@ -120,7 +125,7 @@ def _run(setting: Setting) -> Record:
             "recited_by_exposure": _counts(stage.recited),
             "void_rows": [name for name, one in methods.items() if one.get("void")],
             "checks": as_json(checks),
-            "gates": as_json(gates(methods, methods[CONTAMINATED])) if methods else [],
+            "gates": as_json(gates(methods, methods[CONTAMINATED]) if powers else []),
             "seconds": time.monotonic() - begin,
         },
         methods=methods,
@@ -188,10 +193,16 @@ class _Stage:
         if name != CONTAMINATED:
             shutil.rmtree(path, ignore_errors=True)
         begin = time.monotonic()
-        way.make(path)
-        seconds = time.monotonic() - begin
+        try:
+            way.make(path)
+            seconds = time.monotonic() - begin
+            looked = self._looked(name, way, path)
+        except NumericsError as error:
+            # One method that diverged does not cost the rows of the others; it is tried again.
+            told = f"{type(error).__name__}: {error}"
+            return {"guarantee": way.guarantee, "failed": told, "void": told}
         figures = {
-            **self._looked(name, way, path),
+            **looked,
             "guarantee": way.guarantee,
             "stands_for": way.stands_for,
             "seconds": seconds,
