@@ -14,7 +14,7 @@ from libortho import bench, ops
 from libortho.bench import kernels, llama_cpp, peers
 from libortho.bench.layers import random_layer
 from libortho.bench.results import collect, read
-from libortho.bench.timing import WARM_UP, entered, paired, ratio
+from libortho.bench.timing import READ, WARM_UP, entered, paired, ratio
 from libortho.cli import ERROR, run
 from libortho.errors import FormatError
 
@@ -65,6 +65,18 @@ def test_a_gpu_replays_recorded_calls(monkeypatch) -> None:
     assert seconds == {"one": [0.002] * 4, "two": [0.002] * 4}
     assert turns == list(range(2 * entered(4, gpu)))
     assert len(replays) == 2 * (4 + WARM_UP)
+
+
+def test_a_figure_on_a_cpu_is_the_mean_of_calls_in_a_row() -> None:
+    turns: list[int] = []
+
+    def call(turn: int) -> None:
+        turns.append(turn)
+        time.sleep(0.002)
+
+    seconds = paired({"one": call, READ + "other": turns.append}, 4, CPU, in_a_row=5)
+    assert turns == list(range(entered(4, CPU, in_a_row=5) + entered(4, CPU)))
+    assert all(0.002 <= one < 0.008 for one in seconds["one"])
 
 
 def test_a_layer_means_what_its_copies_compute() -> None:
@@ -125,7 +137,7 @@ def test_quick_prints_exactly_its_keys(monkeypatch, capsys) -> None:
         "native_op_calls",
         "expected_op_calls",
     ]
-    assert found["native_op_calls"] == found["expected_op_calls"] == 6 * 5 + 6
+    assert found["native_op_calls"] == found["expected_op_calls"] == 6 * 5 * 8 + 6
     assert all(value > 0 for value in found.values())
 
 

@@ -27,8 +27,10 @@ from libortho.progress import Progress, silent
 BASE = "base only"
 FLOOR = "base's bytes, only read"
 QUICK_SHAPE = (4096, 4096)
-QUICK_ROUNDS = {1: 400, 16: 80}
-"""By rows M. The ratios of one row stand a percent apart, and single runs spread by ten."""
+QUICK_ROUNDS = {1: 120, 16: 60}
+"""By rows M."""
+IN_A_ROW = 8
+"""Calls of one row behind a figure: ratios stand a percent apart, single calls spread by ten."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def measure(
                     skipped[f"{name}, {shape[0]}×{shape[1]}, M = {rows}"] = str(error)
             with torch.no_grad():
                 recorded = max(RECORDED, len(layer.bases))
-                seconds = paired(calls | reads(device), rounds, device, recorded)
+                seconds = paired(calls | reads(device), rounds, device, recorded, _in_a_row(rows))
             part = layer.base_bytes / READ_BYTES
             seconds[FLOOR] = [part * one for one in fastest_read(seconds)]
             found += [_measurement(shape, rows, name, seconds) for name in (*calls, FLOOR)]
@@ -130,8 +132,9 @@ def _quick(device: torch.device, rounds: Mapping[int, int]) -> dict[str, float |
         ours = candidates(layer, x) if rows == 1 else {BASE: layer.call(x, None, None)}
         peers = {name: prepared(name, layer, x) for name in ("torch bf16", "aten int4")}
         floor = reads(device) if rows == 1 else {}
-        seconds[rows] = paired(ours | peers | floor, turns, device)
-        made += len(ours) * entered(turns, device)
+        row = _in_a_row(rows)
+        seconds[rows] = paired(ours | peers | floor, turns, device, in_a_row=row)
+        made += len(ours) * entered(turns, device, in_a_row=row)
     one, sixteen = seconds[1], seconds[16]
     best = min(("torch bf16", "aten int4"), key=lambda name: median(sixteen[name]))
     bandwidth = READ_BYTES / median(fastest_read(one))
@@ -146,6 +149,10 @@ def _quick(device: torch.device, rounds: Mapping[int, int]) -> dict[str, float |
         "native_op_calls": ops.native_op_calls() - counted,
         "expected_op_calls": made,
     }
+
+
+def _in_a_row(rows: int) -> int:
+    return max(1, IN_A_ROW // rows)
 
 
 def _measurement(

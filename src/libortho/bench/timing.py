@@ -27,7 +27,11 @@ Call = Callable[[int], object]
 
 
 def paired(
-    calls: Mapping[str, Call], rounds: int, device: torch.device, recorded: int = RECORDED
+    calls: Mapping[str, Call],
+    rounds: int,
+    device: torch.device,
+    recorded: int = RECORDED,
+    in_a_row: int = 1,
 ) -> dict[str, list[float]]:
     """Seconds of a call, [rounds] by name.
 
@@ -38,6 +42,8 @@ def paired(
     Args:
         recorded: calls in a graph on CUDA, of which a round gives the mean: as many as there are
             copies of the weights.
+        in_a_row: calls on a CPU of which a round gives the mean, one right after the other as a
+            model makes them. What ``reads`` does is long enough by itself.
     """
     numbers = itertools.count()
     runs: dict[str, Callable[[], float]] = {}
@@ -45,7 +51,7 @@ def paired(
         if device.type == "cuda":
             runs[name] = partial(_mean, record(call, numbers, recorded), recorded, device)
         else:
-            runs[name] = partial(_called, call, numbers)
+            runs[name] = partial(_called, call, numbers, 1 if name.startswith(READ) else in_a_row)
     order = list(runs.items())
     shuffled = random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -58,9 +64,9 @@ def paired(
     return seconds
 
 
-def entered(rounds: int, device: torch.device, recorded: int = RECORDED) -> int:
+def entered(rounds: int, device: torch.device, recorded: int = RECORDED, in_a_row: int = 1) -> int:
     """How often :func:`paired` enters a candidate, which a replay does not."""
-    return WARM_UP + (recorded if device.type == "cuda" else rounds)
+    return WARM_UP + recorded if device.type == "cuda" else (WARM_UP + rounds) * in_a_row
 
 
 def record(
@@ -121,8 +127,9 @@ def _mean(replay: Callable[[], None], calls: int, device: torch.device) -> float
     return replayed(replay, device) / calls
 
 
-def _called(call: Call, numbers: Iterator[int]) -> float:
-    number = next(numbers)
+def _called(call: Call, numbers: Iterator[int], times: int) -> float:
+    turns = [next(numbers) for _ in range(times)]
     begun = time.perf_counter()
-    call(number)
-    return time.perf_counter() - begun
+    for turn in turns:
+        call(turn)
+    return (time.perf_counter() - begun) / times
