@@ -31,6 +31,7 @@ Name = Literal[
     "performance",
     "separation",
     "tofu",
+    "unlearning",
     "all",
 ]
 
@@ -105,7 +106,8 @@ def experiment_verb(
         list[float] | None, typer.Option("--density", help="Densities of repair (genius).")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Your copy of a dataset that is not shipped (tofu).")
+        Path | None,
+        typer.Option(help="Folder of TOFU's files (tofu; unlearning, which generates its own)."),
     ] = None,
     texts: Texts = None,
     device: Device = "cpu",

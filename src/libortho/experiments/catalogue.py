@@ -10,7 +10,15 @@ from typing import Any
 import torch
 
 from libortho.errors import ConfigError
-from libortho.experiments import alpha_sweep, dp, family, genius, separation_plan, tofu
+from libortho.experiments import (
+    alpha_sweep,
+    dp,
+    family,
+    genius,
+    separation_plan,
+    tofu,
+    unlearning,
+)
 from libortho.experiments.killswitch import MEMBERS, killswitch, utility
 from libortho.experiments.performance import performance
 from libortho.experiments.separation import separation
@@ -149,6 +157,13 @@ def _tofu(ask: Ask, seed: int) -> list[Record]:
     return tofu.tofu(ask.model, ask.folder, data=ask.data, **ask.common(seed))
 
 
+def _unlearning(ask: Ask, seed: int) -> list[Record]:
+    plan = unlearning.SMALL if ask.small else unlearning.FULL
+    return unlearning.unlearning(
+        ask.model, ask.folder, data=ask.data, plan=plan, **ask.common(seed)
+    )
+
+
 def _performance(ask: Ask, seed: int) -> list[Record]:
     return [performance(seed=seed, progress=ask.progress)]
 
@@ -179,4 +194,5 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         install=tofu.INSTALL,
         arguments=tofu.ARGUMENTS,
     ),
+    "unlearning": Experiment(_unlearning, frozenset({"data", "small", "device"}), seeds=(0,)),
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from libortho.records import Record
-from libortho.report import separation
+from libortho.report import separation, unlearning
 from libortho.report.cells import NONE, Table, number, points
 from libortho.report.view import Cell, command_for
 
@@ -191,10 +191,12 @@ _TABLES: Mapping[str, Callable[[Record], list[Table]]] = {
     "alpha-sweep": _sweep,
     "dp": _dp,
     "separation": separation.tables,
+    "unlearning": unlearning.tables,
 }
 _SENTENCES: Mapping[str, Callable[[Record], str]] = {
     "genius": _genius_sentence,
     "alpha-sweep": _sweep_sentence,
     "dp": _dp_sentence,
     "separation": separation.sentence,
+    "unlearning": unlearning.sentence,
 }

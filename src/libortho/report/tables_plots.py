@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from libortho.privacy.exposure import NULL_MEAN_BITS
 from libortho.records import Record
-from libortho.report import separation
+from libortho.report import separation, unlearning
 from libortho.report.cells import points
 from libortho.report.plots import GATE, INK, LINES, MARKS, STYLE, WAY_COLOURS, svg
 
@@ -39,6 +39,7 @@ WORDS: Mapping[str, str] = {
         "good row lies low, near perplexity 1 and far to the right. Rows without power are left "
         "out."
     ),
+    "unlearning": unlearning.WORDS,
 }
 
 
@@ -209,4 +210,5 @@ _PLOTS: Mapping[str, Callable[[Record], Figure | None]] = {
     "alpha-sweep": _sweep,
     "dp": _dp,
     "separation": _separation,
+    "unlearning": unlearning.plot,
 }

@@ -48,6 +48,7 @@ ORDER = (
     "separation",
     "alpha-sweep",
     "dp",
+    "unlearning",
 )
 WAYS: Mapping[str, tuple[str, str]] = {
     "tune": ("exact", "the private data is trained into the private stream only; base frozen"),
