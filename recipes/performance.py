@@ -20,27 +20,34 @@ RESULTS = Path("benchmarks/results")
 PREFILL = "prefill"
 PENDING = RESULTS / "pending.json"
 RECORDED: Mapping[str, tuple[str, str]] = {
-    "performance": (
+    "performance/seed-*": (
         "Whole-model decode on the CPU, 1B shape, batch 1, 8 and 32",
         "libortho experiment performance",
     ),
-    "killswitch": (
+    "performance/cuda-seed-*": (
+        "Whole-model decode on a GPU, 8B shape, batch 1, 8 and 32",
+        "libortho experiment performance --device cuda",
+    ),
+    "killswitch/*": (
         "The kill switch at 200 secrets, seeds 0, 1 and 2",
         "libortho experiment killswitch --text HELDOUT --device cuda",
     ),
-    "utility": (
+    "utility/*": (
         "What INT4, `repair` and `private` cost in perplexity, seeds 0, 1 and 2",
         "libortho experiment utility --text HELDOUT --device cuda",
     ),
-    "separation": (
+    "separation/*": (
         "Every sieve and baseline on one contaminated model, seeds 0, 1 and 2",
         "libortho experiment separation --device cuda",
     ),
-    "genius": ("The arithmetic that `repair` brings back", "libortho experiment genius"),
-    "alpha-sweep": ("Leakage, perplexity and arithmetic over α", "libortho experiment alpha-sweep"),
-    "dp": ("DP-SGD on the stream, and its audit", "libortho experiment dp"),
+    "genius/*": ("The arithmetic that `repair` brings back", "libortho experiment genius"),
+    "alpha-sweep/*": (
+        "Leakage, perplexity and arithmetic over α",
+        "libortho experiment alpha-sweep",
+    ),
+    "dp/*": ("DP-SGD on the stream, and its audit", "libortho experiment dp"),
 }
-"""What each folder under records/ would tell, and the command that writes it."""
+"""What files under records/ would tell, by pattern, and the command that writes them."""
 
 HEAD = """# Performance
 
@@ -95,8 +102,8 @@ def unmeasured(root: Path) -> dict[str, str]:
     """What has no record yet, with the command that makes one."""
     missing = {
         what: command
-        for folder, (what, command) in RECORDED.items()
-        if not any((root / "records" / folder).glob("*.json"))
+        for pattern, (what, command) in RECORDED.items()
+        if not any((root / "records").glob(f"{pattern}.json"))
     }
     return missing | dict(NOT_RUN)
 
@@ -137,6 +144,7 @@ def _layers(result: Benchmark, path: Path) -> str:
 def _decoding(record: Record, path: Path) -> str:
     config: Mapping[str, object] = record.config
     batches = speed.batches(record)
+    machine = record.hardware.gpu if config["device"] == "cuda" else record.hardware.cpu
     lines = [
         f"## Whole model: {record.verdict}",
         "",
@@ -144,7 +152,7 @@ def _decoding(record: Record, path: Path) -> str:
         f"{config['hidden_size']}, "
         f"{config['converted_linears']} converted linears, random weights, stream density "
         f"{config['density']}; static KV cache, one token a sequence and step, {record.n} steps. "
-        f"{record.hardware.cpu}, {record.hardware.threads} threads, {record.backend}, commit "
+        f"{machine}, {record.hardware.threads} threads, {record.backend}, commit "
         f"`{record.commit}`: [record](../{path.as_posix()}). {record.reason}",
         "",
         "| state | " + " | ".join(f"batch {one}" for one in batches) + " | memory | disk |",

@@ -82,7 +82,27 @@ _enter, _leave = _uncompiled(gate.enter), _uncompiled(gate.leave)
 
 @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
 def _call(model: Any, *args: Any, **kwargs: Any) -> Any:
-    state = _begin(model, args, kwargs)
+    return _under(_begin(model, args, kwargs), model, args, kwargs)
+
+
+def under(state: gate.Captured, model: Any, **inputs: Any) -> Any:
+    """A forward under α that was captured before it: what a CUDA graph can record.
+
+    Capturing α copies it from the host, which a recording forbids.
+
+    Args:
+        state: of :func:`libortho.gate.capture`, on the device of the model, one α per sequence.
+        inputs: of the model's forward, with ``input_ids`` or ``inputs_embeds``.
+
+    Raises:
+        AlphaError: a cache was filled under another α.
+    """
+    _check(model, (), inputs, state)
+    return _under(state, model, (), inputs)
+
+
+@torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
+def _under(state: gate.Captured, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     model.ortho.forwards += 1
     token = _enter(state)
     try:
@@ -117,6 +137,12 @@ def _begin(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> gate.Ca
     if inputs is None:
         inputs = kwargs["inputs_embeds"]
     state = gate.capture(model.ortho.attached, inputs.shape[0], inputs.device)
+    _check(model, args, kwargs, state)
+    return state
+
+
+def _check(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], state: gate.Captured) -> None:
+    """Refuse what may replay another α, and tag the caches that this forward fills."""
     given = {**dict(zip(_parameters(type(model).forward), args, strict=False)), **kwargs}
     strangers = [name for name, value in given.items() if _strange(model, name, value)]
     if strangers:
@@ -132,7 +158,6 @@ def _begin(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> gate.Ca
             _tag(cache, state.key)
     if torch.is_grad_enabled():
         _carry_alpha(model)
-    return state
 
 
 def _strange(model: Any, name: str, value: Any) -> bool:
@@ -207,7 +232,8 @@ def _move(method: str, cache: Any, rows: Any) -> None:
 
 def _check_cache(cache: Any, state: gate.Captured) -> None:
     """Refuse a cache that was filled under other streams or another α than its rows have now."""
-    if _filled(cache) and getattr(cache, "libortho_gate", None) != state.key:
+    # Whether it is filled may take a look at the device: not where the answer does not matter.
+    if getattr(cache, "libortho_gate", None) != state.key and _filled(cache):
         raise AlphaError(
             "this key-value cache was filled under another alpha or other streams "
             "and would replay them; begin with an empty cache"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.table import Table
 
@@ -13,7 +12,7 @@ from libortho import bench, ops
 from libortho.bench.peers import PeerUnavailable
 from libortho.bench.results import collect
 from libortho.cli.console import emit, shown, stdout
-from libortho.cli.options import Json
+from libortho.cli.options import Json, torch_device
 from libortho.errors import BackendUnavailable, ConfigError
 
 SHAPES = ("4096x4096", "1024x4096", "14336x4096", "4096x14336")
@@ -48,9 +47,7 @@ def bench_verb(
     json: Json = False,
 ) -> None:
     """Time the op against its peers, weights rotated so that they do not sit in a cache."""
-    where = torch.device(device)
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no CUDA device; leave it out to time the CPU")
+    where = torch_device(device)
     backend = ops.cuda_backend() if where.type == "cuda" else ops.backend()
     if backend.name != "native":
         raise BackendUnavailable(

@@ -13,9 +13,8 @@ from rich.table import Table
 from libortho import records, report
 from libortho.checkpoint import REFERENCE
 from libortho.cli.console import emit, shown, stderr
-from libortho.cli.options import Device, Json, Plan, Texts, text
+from libortho.cli.options import Device, Json, Plan, Texts, text, torch_device
 from libortho.cli.performance import run_performance
-from libortho.errors import ConfigError
 from libortho.experiments.catalogue import EXPERIMENTS, Ask, workplace
 from libortho.experiments.killswitch import demo
 from libortho.experiments.series import run_all
@@ -115,9 +114,7 @@ def experiment_verb(
 ) -> None:
     """Run an experiment, or all: one record per seed under records/, and a verdict."""
     if name == "performance":
-        if device != "cpu":
-            raise ConfigError("experiment performance decodes on the CPU; leave --device out")
-        decoded = run_performance(where, (seeds or [0])[0], json)
+        decoded = run_performance(where, (seeds or [0])[0], json, torch_device(device))
         raise typer.Exit(STATUS[decoded.verdict])
     made: list[Record] = []
     out = out or Path("out") / workplace(small)

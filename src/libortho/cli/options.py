@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from libortho.errors import ConfigError
@@ -37,6 +38,17 @@ Steps = Annotated[int | None, typer.Option(min=1, help="At most this many traini
 Lr = Annotated[float | None, typer.Option(help="Peak learning rate.")]
 Weight = Annotated[float | None, typer.Option("--replay-weight", help="λ of the replay's KL.")]
 Seed = Annotated[int | None, typer.Option(help="Of every draw.")]
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ConfigError: torch does not see it.
+    """
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device {name}: torch sees no CUDA device; leave it out for the CPU")
+    return torch.device(name)
 
 
 def text(files: list[Path] | None) -> Text | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from rich.table import Table
 
 from libortho import records
@@ -12,11 +13,15 @@ from libortho.experiments.performance import NAME, performance
 from libortho.records import Record
 
 
-def run_performance(where: Path, seed: int, json: bool) -> Record:
-    """Decode, write ``where/performance/seed-N.json`` and show what was found."""
+def run_performance(where: Path, seed: int, json: bool, device: torch.device) -> Record:
+    """Decode, write ``where/performance/seed-N.json`` and show what was found.
+
+    On a GPU the file is ``cuda-seed-N.json``: a machine has a record of each.
+    """
     with shown() as progress:
-        record = performance(seed=seed, progress=progress)
-    path = where / NAME / f"seed-{seed}.json"
+        record = performance(seed=seed, device=device, progress=progress)
+    name = f"seed-{seed}.json" if device.type == "cpu" else f"{device.type}-seed-{seed}.json"
+    path = where / NAME / name
     records.write(record, path)
     stderr.print(_table(record))
     text = f"{record.verdict}: {record.reason}\nrecord {path}"

@@ -30,6 +30,8 @@ WARM_UP = 2
 STREAM = "random"
 REGION = "decode"
 DTYPE = torch.bfloat16
+TOKENS = 100  # of the vocabulary
+Alpha = gate.Setting | Sequence[gate.Setting] | None
 
 ONE_BILLION = LlamaConfig(
     hidden_size=2048,
@@ -43,6 +45,21 @@ ONE_BILLION = LlamaConfig(
     tie_word_embeddings=True,
 )
 """The shape of Llama-3.2-1B."""
+
+EIGHT_BILLION = LlamaConfig(
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    vocab_size=128256,
+    max_position_embeddings=2048,
+    tie_word_embeddings=False,
+)
+"""The shape of Llama-3-8B."""
+
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -69,17 +86,22 @@ class Decoded:
 
 
 def random_models(
-    config: LlamaConfig, density: float, seed: int, progress: Progress = silent
+    config: LlamaConfig,
+    density: float,
+    seed: int,
+    progress: Progress = silent,
+    device: torch.device = CPU,
 ) -> Models:
-    """Builds the three models in memory, bf16 activations.
+    """Builds the three models in the device's memory, bf16 activations.
 
     Args:
         density: nnz / numel of the stream in every converted linear.
     """
     generator = torch.Generator().manual_seed(seed)
-    noise = (torch.randn(BLOCK, generator=generator) * 0.02).to(DTYPE)
-    codes = torch.randint(-8, 8, (BLOCK,), generator=generator, dtype=torch.int8)
-    floating = _empty(config)
+    drawn = (torch.randn(BLOCK, generator=generator) * 0.02).to(DTYPE)
+    codes = torch.randint(-8, 8, (BLOCK,), generator=generator, dtype=torch.int8).to(device)
+    noise = drawn.to(device)
+    floating = _empty(config, device)
     for tensor in floating.parameters():
         tensor.data.copy_(_filled(noise, tensor.shape))
     state = Ortho(None, [gate.StreamInfo(STREAM, STREAM, public=False)])
@@ -93,12 +115,12 @@ def random_models(
     for done, name in enumerate(names, 1):
         rows, columns = floating.get_submodule(name).weight.shape
         shape = (int(rows), int(columns))
-        scales = torch.full((shape[0], shape[1] // GROUP_SIZE), 0.004, dtype=torch.float16)
+        scales = codes.new_full((shape[0], shape[1] // GROUP_SIZE), 0.004, dtype=torch.float16)
         weight = BaseWeight(_filled(codes, shape), scales, GROUP_SIZE)
         base.set_submodule(name, OrthoLinear(weight, None, []))
         linear = OrthoLinear(weight, None, state.attached)
         if shape not in parts:
-            parts[shape] = _random_stream(shape, density, noise, generator)
+            parts[shape] = _random_stream(shape, density, drawn, generator)
         linear.attach(STREAM, parts[shape])
         streamed.set_submodule(name, linear)
         progress("make the models", done, len(names), {})
@@ -106,6 +128,24 @@ def random_models(
     adopt(streamed, state)
     floating.eval().requires_grad_(False)
     return Models(floating, base, streamed)
+
+
+def states_of(models: Models, batch: int) -> dict[str, tuple[Any, Alpha]]:
+    """Model and α by state; ``mixed`` where there are two sequences or more."""
+    states: dict[str, tuple[Any, Alpha]] = {
+        "fp": (models.floating, None),
+        "int4": (models.base, None),
+        "alpha0": (models.streamed, 0.0),
+        "alpha1": (models.streamed, 1.0),
+    }
+    if batch > 1:
+        states["mixed"] = (models.streamed, [float(row % 2) for row in range(batch)])
+    return states
+
+
+def prompt(batch: int) -> Tensor:
+    """Token ids [batch, PROMPT]."""
+    return torch.arange(batch * PROMPT).reshape(batch, PROMPT) % TOKENS
 
 
 def decode(
@@ -117,18 +157,11 @@ def decode(
         Timed forwards by state: ``fp``, ``int4``, ``alpha0``, ``alpha1`` and, with two sequences
         or more, ``mixed`` (every other row open).
     """
-    states: dict[str, tuple[Any, gate.Setting | Sequence[gate.Setting] | None]] = {
-        "fp": (models.floating, None),
-        "int4": (models.base, None),
-        "alpha0": (models.streamed, 0.0),
-        "alpha1": (models.streamed, 1.0),
-    }
-    if batch > 1:
-        states["mixed"] = (models.streamed, [float(row % 2) for row in range(batch)])
+    states = states_of(models, batch)
     found = {name: Decoded() for name in states}
-    tokens = torch.arange(batch * PROMPT).reshape(batch, PROMPT) % 1000
+    tokens = prompt(batch)
     caches = {
-        name: _prefilled(*state, tokens, PROMPT + steps + WARM_UP) for name, state in states.items()
+        name: prefilled(*state, tokens, PROMPT + steps + WARM_UP) for name, state in states.items()
     }
     for step in range(-WARM_UP, steps):
         place = torch.tensor([PROMPT + WARM_UP + step])
@@ -169,23 +202,24 @@ def _add(total: Decoded, one: Decoded) -> None:
     total.dense_route_calls += one.dense_route_calls
 
 
-def _prefilled(model: Any, setting: Any, tokens: Tensor, length: int) -> StaticCache:
+def prefilled(model: Any, setting: Alpha, tokens: Tensor, length: int) -> StaticCache:
+    """A static cache of ``length`` places after a forward over the prompt."""
     cache = StaticCache(config=model.config, max_cache_len=length)
     opened = gate.alpha(setting) if setting is not None else nullcontext()
     # An index, not a count: the last position as a view would send torch's bf16 matmul of the head
     # through a transposed copy of it, seconds long.
-    last = torch.tensor([tokens.shape[1] - 1])
+    last = torch.tensor([tokens.shape[1] - 1], device=tokens.device)
     with opened, torch.no_grad():
         model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=last)
     return cache
 
 
-def _empty(config: LlamaConfig) -> Any:
+def _empty(config: LlamaConfig, device: torch.device) -> Any:
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPE)
-    model.to_empty(device="cpu")
+    model.to_empty(device=device)
     # The rotary frequencies are a buffer, which has just been emptied.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     model.tie_weights()
     return model
 
@@ -199,6 +233,7 @@ def _skeleton(config: LlamaConfig, source: Any) -> Any:
     } - {"lm_head.weight"}
     kept = {name: tensor for name, tensor in source.state_dict().items() if name not in linear}
     model.load_state_dict(kept, strict=False, assign=True)
+    model.model.rotary_emb = source.model.rotary_emb
     model.tie_weights()
     return model
 

@@ -12,8 +12,17 @@ from transformers import LlamaConfig
 
 from libortho import bench, ops
 from libortho.bench.kernels import FLOOR
-from libortho.experiments.decode import ONE_BILLION, STREAM, Decoded, Models, decode, random_models
-from libortho.experiments.states import backend_name
+from libortho.experiments.decode import (
+    CPU,
+    EIGHT_BILLION,
+    ONE_BILLION,
+    STREAM,
+    Decoded,
+    Models,
+    decode,
+    random_models,
+)
+from libortho.experiments.recorded import decode_recorded
 from libortho.experiments.verdict import Check, as_json, exactly, judge
 from libortho.linear import CsrStream
 from libortho.model import linears, memory
@@ -45,28 +54,39 @@ NOT_RUN = {
 def performance(
     *,
     seed: int = 0,
-    config: LlamaConfig = ONE_BILLION,
+    config: LlamaConfig | None = None,
     batches: Sequence[int] = BATCHES,
     steps: int = STEPS,
     kernel_shape: tuple[int, int] = KERNEL_SHAPE,
     kernel_rounds: int = KERNEL_ROUNDS,
+    device: torch.device = CPU,
     progress: Progress = silent,
 ) -> Record:
-    """Decodes on the CPU and times one layer, and says VOID where our kernel did not run.
+    """Decodes and times one layer, and says VOID where our kernel did not run.
 
     Args:
-        config: shape of the model; its weights are random.
+        config: shape of the model, whose weights are random; by default that of Llama-3.2-1B on a
+            CPU, and of Llama-3-8B on a GPU, where a step of every state is a CUDA graph.
         steps: timed tokens a sequence, every state once a step.
         kernel_shape: N, K of the layer whose latency is drawn against M and density.
     """
-    models = random_models(config, DENSITY, seed, progress)
+    gpu = device.type == "cuda"
+    if config is None:
+        config = EIGHT_BILLION if gpu else ONE_BILLION
+    backend = ops.cuda_backend() if gpu else ops.backend()
+    models = random_models(config, DENSITY, seed, progress, device)
     sizes = _bytes(models)
-    found = {batch: decode(models, batch, steps, progress) for batch in batches}
+    found = {
+        batch: decode_recorded(models, batch, steps, device, progress)
+        if gpu
+        else decode(models, batch, steps, progress)
+        for batch in batches
+    }
     converted = len(linears(models.streamed))
     del models
     gc.collect()
-    kernels = _kernels(kernel_shape, kernel_rounds, progress)
-    checks = _checks(found)
+    kernels = _kernels(kernel_shape, kernel_rounds, device, progress)
+    checks = _checks(found, backend.name)
     verdict, reason = judge(checks)
     methods = _methods(found, sizes)
     first = batches[0]
@@ -75,7 +95,7 @@ def performance(
         verdict,
         n=steps,
         seeds=[seed],
-        backend=backend_name(),
+        backend=f"native {backend.isa}" if backend.name == "native" else backend.name,
         reason=reason,
         config={
             "hidden_size": config.hidden_size,
@@ -86,7 +106,7 @@ def performance(
             "converted_linears": converted,
             "density": DENSITY,
             "dtype": "bfloat16",
-            "device": "cpu",
+            "device": device.type,
             "batches": list(batches),
         },
         figures={
@@ -105,8 +125,8 @@ def performance(
     )
 
 
-def _checks(found: Mapping[int, Mapping[str, Decoded]]) -> list[Check]:
-    checks = [exactly("backend", ops.backend().name, "native", "VOID")]
+def _checks(found: Mapping[int, Mapping[str, Decoded]], backend: str) -> list[Check]:
+    checks = [exactly("backend", backend, "native", "VOID")]
     for batch, states in found.items():
         for name, one in states.items():
             if name == "fp":
@@ -169,20 +189,21 @@ def _count(shape: tuple[int, int]) -> int:
     return shape[0] * shape[1]
 
 
-def _kernels(shape: tuple[int, int], rounds: int, progress: Progress) -> dict[str, Any]:
+def _kernels(
+    shape: tuple[int, int], rounds: int, device: torch.device, progress: Progress
+) -> dict[str, Any]:
     """One layer: base only and peers by M at 1%, and α = 1 by density at M = 1."""
-    cpu = torch.device("cpu")
     by_rows, skipped = bench.measure(
         [shape],
         KERNEL_ROWS,
         (DENSITY,),
         ["torch bf16", "aten int4"],
-        cpu,
+        device,
         rounds=rounds,
         progress=progress,
     )
     by_density, _ = bench.measure(
-        [shape], [1], KERNEL_DENSITIES, [], cpu, rounds=rounds, progress=progress
+        [shape], [1], KERNEL_DENSITIES, [], device, rounds=rounds, progress=progress
     )
     ideal = next(one.microseconds[1] for one in by_rows if one.name == FLOOR and one.rows == 1)
     base = shape[0] * shape[1] * (0.5 + 2 / 128)
