@@ -8,6 +8,7 @@ from typing import Any
 
 from libortho import records
 from libortho.records import Record
+from recipes import readme_residual
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
@@ -41,24 +42,30 @@ WORDS: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def figures(words: Mapping[str, str]) -> str:
+def figures(words: Mapping[str, str], residual: Mapping[str, str]) -> str:
     """The block between the markers, in one language."""
     parts = []
     for name in TABLED:
         paths = sorted((ROOT / "records" / name).glob("seed-*.json"))
         if paths:
             parts.append(_table(name, {path: records.read(path) for path in paths}, words))
+    paths = sorted((ROOT / "records" / "separation").glob("seed-*.json"))
+    if paths:
+        found = {path: records.read(path) for path in paths}
+        told = readme_residual.line([*found.values()], _links(found, words), residual)
+        parts += [told] if told else []
     for seed in SEEDS:
         if not (ROOT / "records" / "killswitch" / f"seed-{seed}.json").is_file():
             parts.append(words["pending"].format(seed=seed, command=f"{PENDING} --seed {seed}"))
     return "\n\n".join(parts)
 
 
-def filled(text: str, words: Mapping[str, str]) -> str:
+def filled(text: str, name: str) -> str:
     """A README with its figures up to date."""
+    words, residual = WORDS[name], readme_residual.WORDS[name]
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{figures(words)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{figures(words, residual)}\n{END}{after}"
 
 
 def _table(name: str, found: Mapping[Path, Record], words: Mapping[str, str]) -> str:
@@ -69,19 +76,22 @@ def _table(name: str, found: Mapping[Path, Record], words: Mapping[str, str]) ->
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
     for way in first.methods:
         lines.append(_row(way, [record.methods[way].figures for record in found.values()], words))
-    links = (
-        f"[{words['seed'].format(seed=record.seeds[0])}]({path.relative_to(ROOT).as_posix()})"
-        for path, record in found.items()
-    )
     on_gpu = first.config.get("device", "cpu") != "cpu"
     foot = words["foot"].format(
         n=first.n,
         device=first.hardware.gpu if on_gpu else first.hardware.cpu,
         backend=first.backend,
         commit=first.commit,
-        links=", ".join(links),
+        links=_links(found, words),
     )
     return "\n".join([*lines, "", foot])
+
+
+def _links(found: Mapping[Path, Record], words: Mapping[str, str]) -> str:
+    return ", ".join(
+        f"[{words['seed'].format(seed=record.seeds[0])}]({path.relative_to(ROOT).as_posix()})"
+        for path, record in found.items()
+    )
 
 
 def _row(way: str, seeds: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> str:
@@ -114,6 +124,6 @@ def _span(values: Sequence[float], digits: str) -> str:
 
 
 if __name__ == "__main__":
-    for name, words in WORDS.items():
+    for name in WORDS:
         file = ROOT / name
-        file.write_text(filled(file.read_text("utf-8"), words), "utf-8")
+        file.write_text(filled(file.read_text("utf-8"), name), "utf-8")

@@ -4,9 +4,33 @@ from __future__ import annotations
 
 import pytest
 from recipes.readme import ROOT, WORDS, filled
+from recipes.readme_residual import WORDS as LINE
+from recipes.readme_residual import line
+
+from libortho import records
 
 
 @pytest.mark.parametrize("name", list(WORDS))
 def test_figures_are_those_of_the_records(name: str) -> None:
     text = (ROOT / name).read_text("utf-8")
-    assert filled(text, WORDS[name]) == text, "run python -m recipes.readme"
+    assert filled(text, name) == text, "run python -m recipes.readme"
+
+
+def test_the_line_on_residual_adds_seeds_up() -> None:
+    def row(state: str, **sweep: object) -> dict[str, object]:
+        strata = {"64": [3, 4], "16": [1, 3]}
+        nll = {f"nll_{state}": 2.5, f"nll_{state}_controls": 67.0}
+        return {f"recall_by_exposure_{state}": strata, **nll, **sweep}
+
+    points = [{"density": 0.0, "recall": 0.5}, {"density": 0.05, "recall": 0.6}]
+    rows = {"residual-8": row("fp"), "residual-4": row("alpha0", sweep=points), "forget": {}}
+    found = [
+        records.new("separation", "PASS", n=7, seeds=[seed], backend="x", methods=rows)
+        for seed in (0, 1)
+    ]
+    told = line(found, "[seed 0](x)", LINE["README.md"])
+    assert "(16/64 exposures; `separation`, [seed 0](x))" in told
+    assert "4 bits 2/6 6/8, 2.5 / 67.0; 8 bits 2/6 6/8, 2.5 / 67.0." in told
+    assert told.endswith("up to 5% of the weights takes recall to 60% at 4 bits.")
+    void = records.new("separation", "VOID", n=0, seeds=[0], backend="x")
+    assert line([void], "", LINE["README.md"]) == ""
