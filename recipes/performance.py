@@ -53,7 +53,10 @@ HEAD = """# Performance
 
 Written by `python -m recipes.performance` from [benchmarks/results](../benchmarks/results) and
 [records](../records); no figure is typed. Times are medians of paired runs with their quartiles:
-every candidate runs once a round, in turn, on weights rotated so that no cache holds them.
+every candidate runs once a round, in turn, on weights rotated so that no cache holds them; on a CPU
+a figure of fewer than 8 rows is the mean of a few calls in a row. "base's bytes, only read" is
+what torch's fastest reduction of 256 MiB, timed in the same rounds, would take for the base: the
+floor of a call that has to fetch every weight.
 
 ## How it is computed
 
@@ -65,6 +68,8 @@ not touch the stream; a call where all are 0 is the base alone, bit for bit.
   rows meet the codes as they are decoded, more a decoded group of a tile. No batch dequantises.
 - **other rows and CPUs**: fp32 sums over decoded codes up to 16 rows; above, the base is
   dequantised once and torch multiplies (`dense_route_calls`).
+- **memory**: weights of 2 MiB and more lie on large pages where Linux grants them (`madvise`). One
+  row is bound by memory: on 4 KiB pages it waits for the TLB, and a plain read does, too.
 - **streams**: SELL-16 slices; one open row gathers its inputs, several are packed so that an entry
   serves all of them.
 
@@ -73,10 +78,14 @@ not touch the stream; a call where all are 0 is the base alone, bit for bit.
 ```bash
 libortho bench --quick --json         # headline ratios at 4096 × 4096, within a minute
 libortho bench                        # shapes × batches × densities × peers
+libortho bench --rows 512 --peer "torch bf16" -o benchmarks/results/prefill
 libortho experiment performance       # whole-model decode, one record
 make -C benchmarks/raw && benchmarks/raw/bench       # CUDA without Python
 python benchmarks/cuda_peers.py --commit HEAD --json out.json
 ```
+
+A peer that is not installed is skipped, with the reason in the result. llama.cpp's kernel is taken
+from `llama-cpp-python`, or from a build of ggml on `LD_LIBRARY_PATH`.
 """
 
 
