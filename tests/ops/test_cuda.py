@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-BATCHES = (1, 3, 4, 5, 8, 16, 17, 33, 64, 70)
+BATCHES = (1, 3, 4, 5, 8, 9, 16, 17, 33, 64, 70)
 ALPHAS = torch.tensor([0.0, 0.0, 1.0, 0.5, 3 / 256])
 
 
@@ -45,7 +45,8 @@ def native_cuda() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("scale_dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("rows", "columns", "group"), [(33, 96, 32), (100, 320, 64), (300, 2176, 128)]
+    ("rows", "columns", "group"),
+    [(33, 96, 32), (100, 320, 64), (300, 2176, 128), (1000, 8192, 128)],
 )
 def test_against_float64(case: Callable, rows, columns, group, scale_dtype, dtype) -> None:
     cpu = case(rows, columns, group, (0.05, 0.3), scale_dtype)

@@ -260,6 +260,12 @@ int main() {
   }
   check_layer<Half>(20, 1088, 64, 8, 0.02, few);
   check_layer<Half>(300, 1088, 64, 9, 0.02, many);
+  // Inputs split: by clusters with more chunks than stages, and over global memory by both of the others.
+  const Device four{4, 232448, 233472, true}, small{4, 60000, 61000, false};
+  check_layer<BFloat>(64, 4160, 64, 17, 0.02, four);
+  check_layer<Half>(100, 3072, 128, 33, 0.02, four);
+  check_layer<BFloat>(32, 8192, 128, 2, 0.02, many);
+  check_layer<Half>(40, 2048, 128, 5, 0.02, small);
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }
