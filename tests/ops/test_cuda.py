@@ -11,6 +11,7 @@ from torch import Tensor
 
 from libortho import ops
 from libortho.layout import BaseTiles, OrthoTiles
+from libortho.ops import trial
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,6 +41,11 @@ def draw(batch: int, columns: int, streams: int, dtype: torch.dtype) -> tuple[Te
 @pytest.fixture(scope="module", autouse=True)
 def native_cuda() -> None:
     assert ops.cuda_backend().name == "native", ops.cuda_backend().reason
+
+
+def test_the_trial_before_the_first_use_passes() -> None:
+    kernel = torch.ops.libortho.dual_linear.default
+    assert trial.disagreement(kernel, "cuda") is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

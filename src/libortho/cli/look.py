@@ -111,6 +111,8 @@ def inspect_verb(
 def doctor_verb(json: Json = False) -> None:
     """Say which backend runs here and why, and which versions are installed."""
     try:
+        if torch.cuda.is_available():
+            ops.try_cuda()
         backend, cuda = ops.backend(), ops.cuda_backend()
         found: dict[str, object] = {
             "backend": backend.name,

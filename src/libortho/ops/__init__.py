@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from libortho.layout import BaseTiles, OrthoTiles
-from libortho.ops.loading import Backend, backend, cuda_backend, is_loaded
+from libortho.ops.loading import (
+    Backend,
+    backend,
+    cuda_backend,
+    is_loaded,
+    trial_calls,
+    try_cuda,
+)
 
 __all__ = [
     "Backend",
@@ -24,6 +31,7 @@ __all__ = [
     "dense_route_calls",
     "dual_linear",
     "native_op_calls",
+    "try_cuda",
 ]
 
 
@@ -50,6 +58,8 @@ def dual_linear(
     """
     if not is_loaded():
         backend()
+    if x.is_cuda and not torch.compiler.is_compiling():
+        try_cuda()
     operands = (
         x,
         base.tiles,
@@ -111,7 +121,7 @@ def native_op_calls() -> int:
     """Forward calls that entered a native function, CPU or CUDA, since it was loaded."""
     calls = int(torch.ops.libortho.native_op_calls()) if backend().name == "native" else 0
     if cuda_backend().name == "native":
-        calls += int(torch.ops.libortho.cuda_op_calls())
+        calls += int(torch.ops.libortho.cuda_op_calls()) - trial_calls()
     return calls
 
 

@@ -7,7 +7,8 @@ tensor comes), ``=reference`` asks for it; ``LIBORTHO_ISA=scalar|avx2|avx512|avx
 chooses the CPU's instruction set.
 
 On CUDA the library serves x in float16 and bfloat16 with float16 values; float32 x, values that
-are trained, and gradients run on the reference.
+are trained, and gradients run on the reference. Before its first use it is tried against the
+reference on the device at hand (``trial``), and not used where the two disagree.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import hashlib
 import logging
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from filelock import FileLock
+from torch.utils._python_dispatch import _disable_current_modes
 
 from libortho.errors import BackendUnavailable, ConfigError
-from libortho.ops import build, reference
+from libortho.ops import build, reference, trial
 from libortho.ops.autograd import register_derivatives
 from libortho.ops.schema import SCHEMAS, register_fakes
 
@@ -53,6 +56,8 @@ class Backend:
 
 _chosen: Backend | None = None
 _chosen_cuda: Backend | None = None
+_cuda_tried = False
+_trial_calls = 0
 _lock = threading.Lock()
 _definitions: list[torch.library.Library] = []
 
@@ -80,6 +85,40 @@ def cuda_backend() -> Backend:
     backend()
     assert _chosen_cuda is not None
     return _chosen_cuda
+
+
+def try_cuda() -> None:
+    """Tries the CUDA kernel once on the current device; returns at once from then on.
+
+    Nothing is tried while a CUDA graph is being captured.
+
+    Raises:
+        BackendUnavailable: ``LIBORTHO_BACKEND=native``, and the kernel disagrees with the
+            reference.
+    """
+    global _chosen_cuda, _cuda_tried, _trial_calls
+    if _cuda_tried:
+        return
+    chosen = cuda_backend()
+    if chosen.name == "native" and torch.cuda.is_current_stream_capturing():
+        return
+    with _lock:
+        if chosen.name == "native" and not _cuda_tried:
+            calls = torch.ops.libortho.cuda_op_calls()
+            with _disable_current_modes(), torch.no_grad():
+                found = trial.disagreement(torch.ops.libortho.dual_linear.default, "cuda")
+            _trial_calls = int(torch.ops.libortho.cuda_op_calls()) - int(calls)
+            if found is not None:
+                name = torch.cuda.get_device_name()
+                _chosen_cuda = _reject_cuda(f"{chosen.reason}, but on {name} it is wrong: {found}")
+        _cuda_tried = True
+    if cuda_backend().name == "none":
+        raise BackendUnavailable(cuda_backend().reason)
+
+
+def trial_calls() -> int:
+    """Native calls that ``try_cuda`` made, which are nobody's."""
+    return _trial_calls
 
 
 def is_loaded() -> bool:
@@ -186,15 +225,31 @@ def _use_cuda_reference(reason: str) -> Backend:
     return Backend("reference", "torch", reason, None)
 
 
-def _refuse_cuda(reason: str) -> Backend:
+def _refusal(reason: str) -> Callable[..., None]:
     def refuse(*_arguments: object) -> None:
         raise BackendUnavailable(reason)
 
+    return refuse
+
+
+def _refuse_cuda(reason: str) -> Backend:
     refusals = torch.library.Library("libortho", "IMPL")
     for name in ("dual_linear", "dual_linear_backward", "add_streams"):
-        refusals.impl(name, refuse, "CUDA")
+        refusals.impl(name, _refusal(reason), "CUDA")
     _definitions.append(refusals)
     return Backend("none", "none", reason, None)
+
+
+def _reject_cuda(reason: str) -> Backend:
+    """Puts the reference, or with ``LIBORTHO_BACKEND=native`` a refusal, over a loaded kernel."""
+    override = torch.library.Library("libortho", "IMPL")
+    _definitions.append(override)
+    if os.environ.get("LIBORTHO_BACKEND") == "native":
+        override.impl("dual_linear", _refusal(reason), "CUDA")
+        return Backend("none", "none", reason, None)
+    override.impl("dual_linear", reference.dual_linear, "CUDA")
+    _log.warning("libortho runs CUDA tensors on the slow plain-torch reference: %s", reason)
+    return Backend("reference", "torch", reason, None)
 
 
 def _implement(device: str, *, forward: bool = True) -> None:
