@@ -54,7 +54,8 @@ cudaError_t current_device(int* index, const DeviceInfo** info) {
       if (error != cudaSuccess) return error;
     }
     // Two threads that race here write the same values.
-    slot.device = {processors, block, processor, major >= 9};
+    // What is compiled for 9.0 runs on nothing else; others take code without clusters.
+    slot.device = {processors, block, processor, major == 9};
     slot.known.store(true, std::memory_order_release);
   }
   *info = &slot;
