@@ -31,6 +31,7 @@ Name = Literal[
     "separation",
     "tofu",
     "unlearning",
+    "benchmarks",
     "all",
 ]
 
@@ -96,7 +97,8 @@ def experiment_verb(
         typer.Option("--small", help="The reduced plan for two CPU cores, where there is one."),
     ] = False,
     problems: Annotated[
-        int | None, typer.Option(min=2, help="Arithmetic problems (genius, alpha-sweep).")
+        int | None,
+        typer.Option(min=2, help="Arithmetic problems (genius, alpha-sweep, benchmarks)."),
     ] = None,
     bases: Annotated[
         list[str] | None, typer.Option("--base", help="Bases of genius, such as absmax3.")
@@ -107,6 +109,9 @@ def experiment_verb(
     data: Annotated[
         Path | None,
         typer.Option(help="Folder of TOFU's files (tofu; unlearning, which generates its own)."),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--task", help="Tasks of lm-eval (benchmarks).")
     ] = None,
     texts: Texts = None,
     device: Device = "cpu",
@@ -128,6 +133,7 @@ def experiment_verb(
             densities=densities or (),
             small=small,
             data=data,
+            tasks=tasks or (),
             text=text(texts),
             device=device,
             progress=progress,

@@ -186,19 +186,25 @@ def _run_job(
     return output
 
 
-def run_child(command: Sequence[str], stage: str, progress: Progress) -> None:
+def run_child(
+    command: Sequence[str], stage: str, progress: Progress, *, offline: bool = True
+) -> None:
     """Run a child that reports progress as JSON lines; other lines are kept for its failure.
 
     ``progress`` is called at least every ``HEARTBEAT_SECONDS``, with ``waited`` seconds in its
     info where the child said nothing.
+
+    Args:
+        offline: keep the child from asking the hub for anything.
 
     Raises:
         LibOrthoError: where the child's exit status is not 0.
     """
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
-        "HF_HUB_OFFLINE": "1",
     }
+    if offline:
+        environment["HF_HUB_OFFLINE"] = "1"
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     last: tuple[str, int, int] = (stage, 0, 1)
     heard = time.monotonic()

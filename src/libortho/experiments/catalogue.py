@@ -12,6 +12,7 @@ import torch
 from libortho.errors import ConfigError
 from libortho.experiments import (
     alpha_sweep,
+    benchmarks,
     dp,
     family,
     genius,
@@ -41,6 +42,7 @@ class Ask:
         densities: of `repair`; the experiment's own where empty.
         small: the reduced plan for two CPU cores.
         data: folder of a dataset that is not shipped.
+        tasks: of lm-eval; the experiment's own where empty.
         text: public text; default the shipped samples.
         device: of training.
     """
@@ -53,6 +55,7 @@ class Ask:
     densities: Sequence[float] = ()
     small: bool = False
     data: Path | None = None
+    tasks: Sequence[str] = ()
     text: Text | None = None
     device: str | torch.device = "cpu"
     progress: Progress = silent
@@ -73,8 +76,8 @@ class Experiment:
 
     Attributes:
         run: makes the record of one seed.
-        takes: which of ``members``, ``problems``, ``base``, ``density``, ``small``, ``data``
-            and ``device`` mean something to it.
+        takes: which of ``members``, ``problems``, ``base``, ``density``, ``small``, ``data``,
+            ``task`` and ``device`` mean something to it.
         seeds: run by default.
         missing: raises ConfigError where what it needs is not there.
         install: the command that mends that.
@@ -101,6 +104,7 @@ class Experiment:
             "density": ask.densities or None,
             "small": ask.small or None,
             "data": ask.data,
+            "task": ask.tasks or None,
             "device": None if str(ask.device) == "cpu" else ask.device,
         }
         asked = [name for name, value in given.items() if value is not None]
@@ -164,6 +168,17 @@ def _unlearning(ask: Ask, seed: int) -> list[Record]:
     )
 
 
+def _benchmarks(ask: Ask, seed: int) -> list[Record]:
+    plan = benchmarks.SMALL if ask.small else benchmarks.FULL
+    members = ask.members or plan.ways.members
+    plan = replace(
+        plan, problems=ask.problems or plan.problems, ways=replace(plan.ways, members=members)
+    )
+    return benchmarks.benchmarks(
+        ask.model, ask.folder, tasks=ask.tasks, plan=plan, **ask.common(seed)
+    )
+
+
 def _performance(ask: Ask, seed: int) -> list[Record]:
     return [performance(seed=seed, progress=ask.progress)]
 
@@ -195,4 +210,11 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         arguments=tofu.ARGUMENTS,
     ),
     "unlearning": Experiment(_unlearning, frozenset({"data", "small", "device"}), seeds=(0,)),
+    "benchmarks": Experiment(
+        _benchmarks,
+        _TRAINED | {"problems", "small", "task"},
+        seeds=(0,),
+        missing=lambda _: benchmarks.require_lm_eval(),
+        install=benchmarks.INSTALL,
+    ),
 }

@@ -108,6 +108,7 @@ def _asked(ask: Ask, experiment: Experiment) -> Ask:
         densities=ask.densities if "density" in takes else (),
         small=small,
         data=ask.data if "data" in takes else None,
+        tasks=ask.tasks if "task" in takes else (),
         device=ask.device if "device" in takes else "cpu",
     )
 
@@ -121,6 +122,7 @@ def _told(ask: Ask) -> dict[str, Any]:
         "densities": list(ask.densities),
         "small": ask.small,
         "data": str(ask.data) if ask.data else None,
+        "tasks": list(ask.tasks),
         "text": ask.text.sha256 if ask.text else None,
     }
 

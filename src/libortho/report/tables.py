@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from libortho.records import Record
-from libortho.report import separation, unlearning
+from libortho.report import benchmarks, separation, unlearning
 from libortho.report.cells import NONE, Table, number, points
 from libortho.report.view import Cell, command_for
 
@@ -192,6 +192,7 @@ _TABLES: Mapping[str, Callable[[Record], list[Table]]] = {
     "dp": _dp,
     "separation": separation.tables,
     "unlearning": unlearning.tables,
+    "benchmarks": benchmarks.tables,
 }
 _SENTENCES: Mapping[str, Callable[[Record], str]] = {
     "genius": _genius_sentence,
@@ -199,4 +200,5 @@ _SENTENCES: Mapping[str, Callable[[Record], str]] = {
     "dp": _dp_sentence,
     "separation": separation.sentence,
     "unlearning": unlearning.sentence,
+    "benchmarks": benchmarks.sentence,
 }

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from libortho.privacy.exposure import NULL_MEAN_BITS
 from libortho.records import Record
-from libortho.report import separation, unlearning
+from libortho.report import benchmarks, separation, unlearning
 from libortho.report.cells import points
 from libortho.report.plots import GATE, INK, LINES, MARKS, STYLE, WAY_COLOURS, svg
 
@@ -40,6 +40,7 @@ WORDS: Mapping[str, str] = {
         "out."
     ),
     "unlearning": unlearning.WORDS,
+    "benchmarks": benchmarks.WORDS,
 }
 
 
@@ -211,4 +212,5 @@ _PLOTS: Mapping[str, Callable[[Record], Figure | None]] = {
     "dp": _dp,
     "separation": _separation,
     "unlearning": unlearning.plot,
+    "benchmarks": benchmarks.plot,
 }

@@ -49,6 +49,7 @@ ORDER = (
     "alpha-sweep",
     "dp",
     "unlearning",
+    "benchmarks",
 )
 WAYS: Mapping[str, tuple[str, str]] = {
     "tune": ("exact", "the private data is trained into the private stream only; base frozen"),
