@@ -92,10 +92,8 @@ from `llama-cpp-python`, or from a build of ggml on `LD_LIBRARY_PATH`.
 def page(root: Path) -> str:
     """The whole document."""
     parts = [HEAD]
-    results = root / RESULTS
-    for path in (*sorted(results.glob("*.json")), *sorted((results / PREFILL).glob("*.json"))):
-        if path.name != PENDING.name:
-            parts.append(_layers(read(path), path.relative_to(root)))
+    for path in _results(root):
+        parts.append(_layers(read(path), path.relative_to(root)))
     for path in sorted((root / "records" / "performance").glob("*.json")):
         parts.append(_decoding(records.read(path), path.relative_to(root)))
     cuda = performance_cuda.section(root)
@@ -114,7 +112,19 @@ def unmeasured(root: Path) -> dict[str, str]:
         for pattern, (what, command) in RECORDED.items()
         if not any((root / "records").glob(f"{pattern}.json"))
     }
+    if not any(
+        read(path).device == "cpu" for path in _results(root) if path.parent.name != PREFILL
+    ):
+        missing["One layer on a CPU, at four shapes and 1 to 64 rows, beside its peers"] = (
+            "libortho bench"
+        )
     return missing | dict(NOT_RUN)
+
+
+def _results(root: Path) -> list[Path]:
+    results = root / RESULTS
+    found = (*sorted(results.glob("*.json")), *sorted((results / PREFILL).glob("*.json")))
+    return [path for path in found if path.name != PENDING.name]
 
 
 def pending() -> str:
