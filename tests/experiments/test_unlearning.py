@@ -111,6 +111,7 @@ def test_what_is_generated_is_called_what_it_is(record: Record, tmp_path: Path) 
     page = report.render([records.read(tmp_path / "record.json")], tmp_path / "r.html").read_text()
     assert "private stream, α\u00a0=\u00a00" in page
     assert "fictional authors" in page
+    assert "mathdefault" not in page
     told = record.methods["alpha1"].figures
     assert told["forget_rouge"] == fmean(record.methods["alpha1"].raw["forget"]["rouge"])
     assert told["forget_n"] == 5

@@ -78,7 +78,7 @@ def plot(record: Record) -> Figure | None:
     axes.set_yticks(range(len(measured)), [f"{task}: {metric}" for task, metric in measured])
     axes.invert_yaxis()
     axes.set(xlabel="× FP")
-    axes.legend(fontsize=8, loc="lower right")
+    figure.legend(loc="outside upper center", ncols=len(states), fontsize=8)
     return figure
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from libortho import records
 from libortho.records import Record
@@ -97,6 +98,9 @@ def plot(record: Record) -> Figure | None:
     if not axes.lines:
         return None
     axes.set(xscale="log", xlabel="truth ratio R", ylabel="questions at or below it, %")
+    # Powers would be set as mathematics, which the page shows as source.
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.legend(fontsize=8, loc="upper left")
     return figure
 
