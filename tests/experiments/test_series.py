@@ -37,7 +37,7 @@ class Runs:
 
         return Experiment(made, frozenset({"members"} if name == "first" else {}), (0, 1))
 
-    def missing(self, _: Ask) -> None:
+    def missing(self) -> None:
         if self.absent:
             raise ConfigError(f"something is not installed: {INSTALL}")
 

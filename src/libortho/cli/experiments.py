@@ -29,7 +29,6 @@ Name = Literal[
     "dp",
     "performance",
     "separation",
-    "tofu",
     "unlearning",
     "benchmarks",
     "all",
@@ -108,7 +107,7 @@ def experiment_verb(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder of TOFU's files (tofu; unlearning, which generates its own)."),
+        typer.Option(help="Folder of TOFU's files (unlearning)."),
     ] = None,
     tasks: Annotated[
         list[str] | None, typer.Option("--task", help="Tasks of lm-eval (benchmarks).")

@@ -17,7 +17,6 @@ from libortho.experiments import (
     family,
     genius,
     separation_plan,
-    tofu,
     unlearning,
 )
 from libortho.experiments.killswitch import MEMBERS, killswitch, utility
@@ -81,15 +80,13 @@ class Experiment:
         seeds: run by default.
         missing: raises ConfigError where what it needs is not there.
         install: the command that mends that.
-        arguments: what its own command then needs.
     """
 
     run: Callable[[Ask, int], list[Record]]
     takes: frozenset[str]
     seeds: Sequence[int] = family.SEEDS
-    missing: Callable[[Ask], None] = lambda _: None
+    missing: Callable[[], None] = lambda: None
     install: str = ""
-    arguments: str = ""
 
     def record(self, ask: Ask, seed: int) -> Record:
         """The record of one seed.
@@ -157,10 +154,6 @@ def _dp(ask: Ask, seed: int) -> list[Record]:
     return dp.dp(ask.model, ask.folder, plan=plan, **ask.common(seed))
 
 
-def _tofu(ask: Ask, seed: int) -> list[Record]:
-    return tofu.tofu(ask.model, ask.folder, data=ask.data, **ask.common(seed))
-
-
 def _unlearning(ask: Ask, seed: int) -> list[Record]:
     plan = unlearning.SMALL if ask.small else unlearning.FULL
     return unlearning.unlearning(
@@ -197,24 +190,16 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         _genius, frozenset({"problems", "base", "density", "small", "device"}), seeds=(0,)
     ),
     "dp": Experiment(
-        _dp, _TRAINED | {"small"}, seeds=(0,), missing=lambda _: require_opacus(), install=INSTALL
+        _dp, _TRAINED | {"small"}, seeds=(0,), missing=require_opacus, install=INSTALL
     ),
     "performance": Experiment(_performance, frozenset(), seeds=(0,)),
     "separation": Experiment(_separation, _TRAINED | {"small"}),
-    "tofu": Experiment(
-        _tofu,
-        frozenset({"data", "device"}),
-        seeds=(0,),
-        missing=lambda ask: tofu.require_data(ask.data),
-        install=tofu.INSTALL,
-        arguments=tofu.ARGUMENTS,
-    ),
     "unlearning": Experiment(_unlearning, frozenset({"data", "small", "device"}), seeds=(0,)),
     "benchmarks": Experiment(
         _benchmarks,
         _TRAINED | {"problems", "small", "task"},
         seeds=(0,),
-        missing=lambda _: benchmarks.require_lm_eval(),
+        missing=benchmarks.require_lm_eval,
         install=benchmarks.INSTALL,
     ),
 }

@@ -77,12 +77,11 @@ def run_all(
 
 def _made(name: str, experiment: Experiment, ask: Ask, seed: int, path: Path) -> Record:
     try:
-        experiment.missing(ask)
+        experiment.missing()
     except ConfigError as error:
         if path.is_file():
             return records.read(path)
-        words = ["libortho experiment", name, experiment.arguments, f"--seed {seed}"]
-        command = f"{experiment.install} && {' '.join(filter(None, words))}"
+        command = f"{experiment.install} && libortho experiment {name} --seed {seed}"
         return records.new(
             name,
             "VOID",
