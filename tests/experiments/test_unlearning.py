@@ -55,7 +55,7 @@ def void(folder: Path, tiny_checkpoint: Path, text: Text) -> Record:
 def record(void: Record, folder: Path, tiny_checkpoint: Path, text: Text) -> Record:
     """As if two steps had taught something."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_learned", lambda _: [Check("power", True, "VOID", 1.0, "≥ 0.9")])
+        patch.setattr(module, "_learned", lambda *_: [Check("power", True, "VOID", 1.0, "≥ 0.9")])
         (made,) = unlearning(tiny_checkpoint, folder, plan=PLAN, text=text)
     return made
 
@@ -88,8 +88,10 @@ def test_the_rules_judge_against_the_model_that_never_saw_the_rows() -> None:
 
     never, knows = known(forget=1.0), known(forget=0.1)
     found = {"tuned": knows, "retrained": never, "alpha0": never, "alpha1": knows}
-    assert all(check.held for check in _learned(found) + _kept(found, 0))
-    assert not all(check.held for check in _learned(found | {"tuned": never}))
+    assert all(check.held for check in _learned(found, 0) + _kept(found, 0))
+    assert not all(check.held for check in _learned(found | {"tuned": never}, 0))
+    useless = {**never, "sums": Answers([0.5] * 20, [0.0] * 20, [0.5] * 20)}
+    assert judge(_learned(found | {"retrained": useless}, 0))[0] == "VOID"
     # Were the tuned model the one to be like, this base, which still knows, would pass.
     assert judge(_kept(found | {"alpha0": knows}, 0))[0] == "FAIL"
 
@@ -126,7 +128,7 @@ def test_a_second_run_trains_nothing_again(
 ) -> None:
     for name in ("contaminate", "tune", "quantize"):
         monkeypatch.setattr(module, name, None)
-    monkeypatch.setattr(module, "_learned", lambda _: [])
+    monkeypatch.setattr(module, "_learned", lambda *_: [])
     (again,) = unlearning(tiny_checkpoint, folder, plan=PLAN, text=text)
     assert again.methods == record.methods
 
@@ -140,7 +142,7 @@ def test_sieve_and_baseline_start_from_the_tuned_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     small = {"steps": 1, "neighbours": 5, "replay_pool": 2, "replay_window": 16, "replay_batch": 1}
-    monkeypatch.setattr(module, "_learned", lambda _: [])
+    monkeypatch.setattr(module, "_learned", lambda *_: [])
     plan = replace(
         PLAN,
         forgetting=ForgetOptions(**small, rounding="absmax", fisher_windows=1),

@@ -161,7 +161,7 @@ class _Run:
         self._trained(TUNED)
         self._trained(RETRAINED)
         found = {TUNED: self._asked(TUNED), RETRAINED: self._asked(RETRAINED)}
-        checks = _learned(found)
+        checks = _learned(found, self.seed)
         left_out = {}
         # What shows that the run says nothing is looked at before the rest is trained.
         if all(check.held for check in checks):
@@ -334,14 +334,17 @@ class _Run:
         return f"libortho experiment {NAME}{given} --seed {self.seed}"
 
 
-def _learned(found: Mapping[str, Mapping[str, Answers]]) -> list[Check]:
+def _learned(found: Mapping[str, Mapping[str, Answers]], seed: int) -> list[Check]:
     """Without these the run shows nothing: there was nothing to forget, or no test sees it."""
     tuned, retrained = (found[name][FORGET] for name in (TUNED, RETRAINED))
     told = forget_quality(tuned, retrained).p
+    useful = model_utility(found[RETRAINED], seed).value
     name = "tuned: forget quality, which has to tell it from the retrained model"
     return [
         at_least("tuned: ROUGE-L on the forget set", fmean(tuned.rouge), LEARNED, "VOID"),
         Check(name, told < SIGNIFICANCE, "VOID", told, f"< {SIGNIFICANCE:g}"),
+        # A share of nothing would be kept by anything.
+        Check("retrained: model utility", useful > 0, "VOID", useful, "> 0"),
     ]
 
 
