@@ -135,7 +135,9 @@ class Memory:
         self.cells = [torch.zeros(1)]
 
 
-@pytest.mark.parametrize("value", [[torch.zeros(1)], {"a": (torch.zeros(1),)}, Memory()], ids=str)
+@pytest.mark.parametrize(
+    "value", [[torch.zeros(1)], {"a": (torch.zeros(1),)}, Memory()], ids=["list", "dict", "object"]
+)
 def test_states_under_names_of_their_own_are_refused(opened, ids, value) -> None:
     with pytest.raises(AlphaError, match=f"memory is a {type(value).__name__}, of which"):
         forward(opened, ids, 0, memory=value)
