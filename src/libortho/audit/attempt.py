@@ -94,7 +94,7 @@ def attempt(
 
     Args:
         shadows: scores the shadow runs, once they are needed.
-        parts: outcomes of an earlier session, which are not computed again, and of this one.
+        parts: outcomes of an earlier run, which are not computed again, and of this one.
 
     Returns:
         per state its outcomes, and the seconds that earlier sessions spent on them.
