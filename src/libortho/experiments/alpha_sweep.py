@@ -22,7 +22,7 @@ from libortho.experiments.family import SEEDS
 from libortho.experiments.killswitch import FULL as FULL_WAYS
 from libortho.experiments.states import backend_name
 from libortho.experiments.verdict import Check, as_json, at_least, exactly, judge
-from libortho.experiments.ways import DEMO, Made, make_base, make_ways
+from libortho.experiments.ways import DEMO, Made, make_ways, seed_folder
 from libortho.gate import REPAIR
 from libortho.model import call_region, load
 from libortho.privacy.exposure import exposure_against
@@ -83,11 +83,8 @@ def alpha_sweep(
     for seed in seeds:
         begin = time.monotonic()
         common: dict[str, Any] = {"text": text, "device": device, "progress": progress}
-        base = make_base(public, folder, plan.ways, **common)
-        place = folder / f"seed-{seed}"
-        place.mkdir(parents=True, exist_ok=True)
-        ready = make_ways(public, base, place, plan.ways, seed=seed, wanted=(WAY,), **common)
-        points = _sweep(ready, plan, place, seed, progress)
+        ready = make_ways(public, folder, plan.ways, seed=seed, wanted=(WAY,), **common)
+        points = _sweep(ready, plan, seed_folder(folder, seed), seed, progress)
         made.append(_record(public, ready, plan, points, seed, time.monotonic() - begin))
     return made
 

@@ -32,7 +32,7 @@ from libortho.experiments import ways
 from libortho.experiments.killswitch import FULL as FULL_WAYS
 from libortho.experiments.states import backend_name
 from libortho.experiments.verdict import Check, as_json, judge
-from libortho.experiments.ways import DEMO, STATES, make_base, make_ways
+from libortho.experiments.ways import DEMO, STATES, make_ways, seed_folder
 from libortho.progress import Progress, silent
 from libortho.records import Record, write_atomic
 from libortho.texts import Text, heldout
@@ -117,13 +117,10 @@ def benchmarks(
     for seed in seeds:
         begin = time.monotonic()
         common: dict[str, Any] = {"text": text, "device": device, "progress": progress}
-        base = make_base(public, folder, plan.ways, **common)
-        place = folder / f"seed-{seed}"
-        place.mkdir(parents=True, exist_ok=True)
-        (way,) = make_ways(public, base, place, plan.ways, seed=seed, wanted=(_WAY,), **common).ways
+        (way,) = make_ways(public, folder, plan.ways, seed=seed, wanted=(_WAY,), **common).ways
         asked = list(tasks) or [ARITHMETIC, HELDOUT, *HUB_TASKS]
         states = _states(Checkpoint(public).path, way.path, device)
-        found = _asked(place, asked, states, plan, seed, progress)
+        found = _asked(seed_folder(folder, seed), asked, states, plan, seed, progress)
         made.append(_record(public, way.path, asked, found, plan, seed, time.monotonic() - begin))
     return made
 

@@ -18,7 +18,7 @@ from libortho.experiments.evaluation import Evaluated, Measures, evaluate
 from libortho.experiments.family import CANDIDATES, SEEDS
 from libortho.experiments.states import backend_name
 from libortho.experiments.verdict import Check, as_json, judge
-from libortho.experiments.ways import DEMO, Made, Plan, make_base, make_ways
+from libortho.experiments.ways import DEMO, Made, Plan, make_ways, seed_folder
 from libortho.progress import Progress, silent
 from libortho.records import Record
 from libortho.repair import RepairOptions
@@ -124,16 +124,16 @@ def utility(
 
 def _run(name: str, setting: Setting, seed: int, progress: Progress) -> Record:
     begin = time.monotonic()
-    setting.folder.mkdir(parents=True, exist_ok=True)
-    common: dict[str, Any] = {
-        "text": setting.text,
-        "device": setting.device,
-        "progress": progress,
-    }
-    base = make_base(setting.public, setting.folder, setting.plan, **common)
-    folder = setting.folder / f"seed-{seed}"
-    folder.mkdir(exist_ok=True)
-    made = make_ways(setting.public, base, folder, setting.plan, seed=seed, **common)
+    made = make_ways(
+        setting.public,
+        setting.folder,
+        setting.plan,
+        seed=seed,
+        text=setting.text,
+        device=setting.device,
+        progress=progress,
+    )
+    folder = seed_folder(setting.folder, seed)
     found = evaluate(
         made, setting.measures, folder, seed=seed, device=setting.device, progress=progress
     )

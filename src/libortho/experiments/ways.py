@@ -127,9 +127,13 @@ def make_base(
     return base
 
 
+def seed_folder(folder: Path, seed: int) -> Path:
+    """Where the ways of one seed lie."""
+    return folder / f"seed-{seed}"
+
+
 def make_ways(
     public: str | Path,
-    base: BaseStream,
     folder: Path,
     plan: Plan,
     *,
@@ -139,17 +143,22 @@ def make_ways(
     device: str | torch.device = "cpu",
     progress: Progress = silent,
 ) -> Made:
-    """Draw canaries, memorise them twice over, and split.
+    """Make the base, draw canaries, memorise them twice over, and split.
 
     Every stage leaves a directory and a ``*.stage.json``; a run of the same plan in the same
     ``folder`` goes on after the last stage that was finished.
 
     Args:
+        folder: gets ``base``, and the ways in its ``seed_folder``.
         wanted: ways to make; ``delta`` and ``residual`` need a LoRA that ``tune`` does not.
 
     Raises:
         ConfigError: ``folder`` holds other canaries, or what was made with other options.
     """
+    common: dict[str, Any] = {"text": text, "device": device, "progress": progress}
+    base = make_base(public, folder, plan, **common)
+    folder = seed_folder(folder, seed)
+    folder.mkdir(parents=True, exist_ok=True)
     canaries = make_canaries(plan.members, seed)
     data = folder / "members.jsonl"
     _keep(canaries, data, folder / "controls.jsonl")
@@ -160,7 +169,6 @@ def make_ways(
     members, controls = (encode(tokenizer, half) for half in (canaries.members, canaries.controls))
     options = plan.tune.model_copy(update={"seed": seed})
     replay = Replay(replay_windows(tokenizer, options, text), plain_model(resolve(public), device))
-    common: dict[str, Any] = {"text": text, "device": device, "progress": progress}
     lora = folder / "lora"
 
     def tuned() -> Curve:
