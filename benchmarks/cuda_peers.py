@@ -1,10 +1,15 @@
-"""The CUDA op beside its peers in one run: single linears, and the 128 linears of an 8B model.
+r"""The CUDA op beside its peers in one run: single linears, and the 128 linears of an 8B model.
 
 Every timed call stands in a CUDA graph, back to back with others over weights that rotate through
-more memory than the L2 cache holds; each peer is checked against float32 first. Times are medians
-over replays.
+more memory than the L2 cache holds; the op and each peer are checked against float32 first. Times
+are medians over replays.
 
-    python benchmarks/cuda_peers.py --commit $(git rev-parse HEAD) --json out.json
+    python benchmarks/cuda_peers.py --commit $(git rev-parse HEAD) --json out.json \
+        --marlin libmarlin.so --cutlass libcutlass.so \
+        --spqr libspqr.so --squeezellm libsqueezellm.so
+
+Kernels of others come as shared libraries, which benchmarks/peers/README.md says how to build; one
+that is not given, or is wrong, stands in the record as skipped, with the reason.
 """
 
 from __future__ import annotations
@@ -14,25 +19,34 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
+from peers.check import KINDS, Checked, checked, distance
+from peers.layers import GROUP, dequantised, random_base, random_csr, tiled
+from peers.peer import Tensors
 from torch import Tensor
 
 from libortho import ops
-from libortho.layout import BaseTiles, OrthoTiles, tile_csr
+from libortho.layout import BaseTiles, OrthoTiles
 
 SHAPES = ((1024, 4096), (4096, 4096), (6144, 4096), (14336, 4096), (28672, 4096), (4096, 14336))
 CHAIN = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
+DENSITIES = (0.01, 0.05)
+SPARSE_BATCHES = (1, 8)
+"""Rows at which an INT4 kernel with cuSPARSE after it is timed."""
 LAYERS = 32
-GROUP = 128
 ROTATED_BYTES = 320 << 20
 REPLAYS = 15
 
+Calls = Sequence[Callable[[], Tensor]]
+Rows = list[dict[str, object]]
 
-def graph_microseconds(calls: list[Callable[[], object]]) -> float:
+
+def graph_microseconds(calls: Calls) -> float:
     for call in calls[:2]:
         call()
     torch.cuda.synchronize()
@@ -40,7 +54,7 @@ def graph_microseconds(calls: list[Callable[[], object]]) -> float:
     with torch.cuda.graph(graph):
         for call in calls:
             call()
-    times = []
+    times: list[float] = []
     for _ in range(REPLAYS + 2):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -51,34 +65,10 @@ def graph_microseconds(calls: list[Callable[[], object]]) -> float:
     return statistics.median(times[2:])
 
 
-def random_base(rows: int, columns: int) -> BaseTiles:
-    tiles = torch.randint(0, 256, (rows // 32, columns // 8, 128), device="cuda", dtype=torch.uint8)
-    scales = torch.rand(rows // 32, columns // GROUP, 32, device="cuda") * 0.004 + 0.002
-    return BaseTiles(tiles, scales.half(), (rows, columns), GROUP)
-
-
-def random_stream(rows: int, columns: int, density: float) -> tuple[OrthoTiles, Tensor, Tensor]:
-    """Tiles and values on the device, and the same as a CSR matrix for the naive dual stream."""
-    mask = torch.rand(rows, columns, device="cuda") < density
-    csr = (mask * (torch.randn(rows, columns, device="cuda") * 0.02)).bfloat16().to_sparse_csr()
-    indptr, indices = csr.crow_indices().int(), csr.col_indices().int()
-    tiles = tile_csr(indptr, indices, (rows, columns))
-    flat = torch.cat((csr.values().half(), csr.values().new_zeros(1).half()))
-    values = flat[torch.where(tiles.order < 0, indices.numel(), tiles.order).long()]
-    return tiles, values.contiguous(), csr
-
-
-def dequantised(base: BaseTiles) -> Tensor:
-    rows, columns = base.shape
-    packed = base.tiles.view(rows // 32, columns // 8, 32, 4).permute(0, 2, 1, 3)
-    nibbles = torch.stack((packed & 15, packed >> 4), dim=-1).reshape(rows, columns)
-    codes = (nibbles.to(torch.int8) ^ 8) - 8
-    scales = base.scales.transpose(1, 2).reshape(rows, -1).float()
-    return codes.float() * scales.repeat_interleave(GROUP, dim=1)
-
-
-def copied(tiles: OrthoTiles) -> OrthoTiles:
-    return OrthoTiles(tiles.slice_ptr, tiles.columns.clone(), tiles.order, tiles.shape)
+def copied(stream: tuple[OrthoTiles, Tensor]) -> tuple[OrthoTiles, Tensor]:
+    tiles, values = stream
+    columns = tiles.columns.clone()
+    return OrthoTiles(tiles.slice_ptr, columns, tiles.order, tiles.shape), values.clone()
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -86,11 +76,13 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def tinygemm(x: Tensor, weight: tuple[Tensor, Tensor]) -> Tensor:
-    return torch.ops.aten._weight_int4pack_mm(x, weight[0], GROUP, weight[1])
+    y: Tensor = torch.ops.aten._weight_int4pack_mm(x, weight[0], GROUP, weight[1])
+    return y
 
 
-def naive_dual(x: Tensor, weight: tuple[Tensor, Tensor], csr: Tensor) -> Tensor:
-    return tinygemm(x, weight) + (csr @ x.T).T
+def then_sparse(multiply: Callable[[], Tensor], x: Tensor, csr: Tensor) -> Tensor:
+    """The naive dual stream: an INT4 kernel, then cuSPARSE, then a sum."""
+    return multiply() + (csr @ x.T).T
 
 
 def fused(
@@ -106,63 +98,111 @@ def tinygemm_weight(rows: int, columns: int) -> tuple[Tensor, Tensor]:
     return weight, scales
 
 
-def check(base: BaseTiles, stream: tuple[OrthoTiles, Tensor, Tensor], x: Tensor) -> float:
+def error(base: BaseTiles, stream: tuple[OrthoTiles, Tensor], csr: Tensor, x: Tensor) -> float:
     """The op's largest distance from float32, over the largest result."""
-    wanted = x.float() @ dequantised(base).T + x.float() @ stream[2].to_dense().float().T
-    ones = torch.ones(1, x.shape[0], device="cuda")
-    got = ops.dual_linear(x, base, [stream[:2]], ones).float()
-    return float((got - wanted).abs().max() / wanted.abs().max())
+    wanted = x.float() @ dequantised(base).T + x.float() @ csr.to_dense().float().T
+    return distance(fused(x, torch.ones(1, x.shape[0], device="cuda"), base, stream), wanted)
 
 
-def single(shape: tuple[int, int], batches: list[int], rows: list[dict[str, object]]) -> None:
-    count = max(2, ROTATED_BYTES // (shape[0] * shape[1] // 2))
-    bases = [random_base(*shape) for _ in range(count)]
-    dense = [torch.randn(shape, device="cuda").bfloat16() for _ in range(max(2, count // 4))]
-    tiny = [tinygemm_weight(*shape) for _ in range(count)]
-    streams = {density: random_stream(*shape, density) for density in (0.01, 0.05)}
-    for batch in batches:
-        x = torch.randn(batch, shape[1], device="cuda").bfloat16()
-        none = torch.zeros(0, batch, device="cuda")
-        error = check(bases[0], streams[0.01], x)
-        assert error < 0.01, (shape, batch, error)
-
-        def time(
-            name: str, density: float, calls: list[Callable[[], object]], batch: int = batch
-        ) -> None:
-            us = round(graph_microseconds(calls), 4)
-            shown = {"rows": shape[0], "columns": shape[1], "batch": batch, "kernel": name}
-            rows.append({**shown, "density": density, "us": us})
-
-        time("bf16", 0, [partial(linear, x, w) for w in dense] * 2)
-        time("tinygemm", 0, [partial(tinygemm, x, w) for w in tiny])
-        time("libortho base", 0, [partial(fused, x, none, b) for b in bases])
-        for density, (tiles, values, csr) in streams.items():
-            own = [(copied(tiles), values.clone()) for _ in bases]
-            for name in (0.0, 1.0):
-                alpha = torch.full((1, batch), name, device="cuda")
-                calls = [partial(fused, x, alpha, b, s) for b, s in zip(bases, own, strict=True)]
-                time(f"libortho alpha {name:.0f}", density, calls)
-            if batch in (1, 8):
-                time("tinygemm + cuSPARSE", density, [partial(naive_dual, x, w, csr) for w in tiny])
+def half_precision(csr: Tensor) -> Tensor:
+    indptr, indices, values = csr.crow_indices(), csr.col_indices(), csr.values().half()
+    return torch.sparse_csr_tensor(indptr, indices, values, csr.shape)
 
 
-def chain(batches: list[int], rows: list[dict[str, object]]) -> None:
+class Single:
+    """One shape at every number of rows, by every kernel that can."""
+
+    def __init__(self, shape: tuple[int, int], batches: Sequence[int], rows: Rows) -> None:
+        self.shape, self.rows, self.batches = shape, rows, batches
+        count = max(2, ROTATED_BYTES // (shape[0] * shape[1] // 2))
+        self.bases = [random_base(*shape) for _ in range(count)]
+        self.csr = {density: random_csr(*shape, density) for density in DENSITIES}
+
+    def input(self, batch: int, dtype: torch.dtype) -> Tensor:
+        return torch.randn(batch, self.shape[1], device="cuda").to(dtype)
+
+    def add(self, name: str, batch: int, density: float, us: float, **more: object) -> None:
+        shown = {"rows": self.shape[0], "columns": self.shape[1], "batch": batch, "kernel": name}
+        self.rows.append({**shown, "density": density, "us": round(us, 4), **more})
+
+    def own(self) -> None:
+        streams = {density: tiled(csr) for density, csr in self.csr.items()}
+        for batch in self.batches:
+            x = self.input(batch, torch.bfloat16)
+            off = error(self.bases[0], streams[0.01], self.csr[0.01], x)
+            assert off < 0.01, (self.shape, batch, off)
+            none = torch.zeros(0, batch, device="cuda")
+            us = graph_microseconds([partial(fused, x, none, base) for base in self.bases])
+            self.add("libortho base", batch, 0, us)
+            for density, stream in streams.items():
+                own = [copied(stream) for _ in self.bases]
+                for value in (0.0, 1.0):
+                    alpha = torch.full((1, batch), value, device="cuda")
+                    pairs = zip(self.bases, own, strict=True)
+                    calls = [partial(fused, x, alpha, base, one) for base, one in pairs]
+                    us = graph_microseconds(calls)
+                    self.add(f"libortho alpha {value:.0f}", batch, density, us)
+
+    def torch_kernels(self) -> None:
+        count = max(2, len(self.bases) // 4)
+        dense = [torch.randn(self.shape, device="cuda").bfloat16() for _ in range(count)]
+        tiny = [tinygemm_weight(*self.shape) for _ in self.bases]
+        for batch in self.batches:
+            x = self.input(batch, torch.bfloat16)
+            us = graph_microseconds([partial(linear, x, weight) for weight in dense] * 2)
+            self.add("bf16", batch, 0, us)
+            calls = [partial(tinygemm, x, weight) for weight in tiny]
+            self.add("tinygemm", batch, 0, graph_microseconds(calls))
+            self.naive("tinygemm", x, calls, self.csr)
+
+    def naive(self, name: str, x: Tensor, calls: Calls, csr: dict[float, Tensor]) -> None:
+        if len(x) in SPARSE_BATCHES:
+            for density, one in csr.items():
+                us = graph_microseconds([partial(then_sparse, call, x, one) for call in calls])
+                self.add(f"{name} + cuSPARSE", len(x), density, us)
+
+    def peer(self, one: Checked) -> None:
+        peer = one.peer
+        packed = [peer.pack(base) for base in self.bases]
+        halves = {density: half_precision(csr) for density, csr in self.csr.items()}
+        for batch in (batch for batch in self.batches if batch <= peer.most_rows):
+            x = self.input(batch, peer.dtype)
+
+            def calls(variant: str, streams: list[Tensors | None], x: Tensor = x) -> Calls:
+                pairs = zip(packed, streams, strict=True)
+                return [partial(peer.multiply, x, pack, s, variant) for pack, s in pairs]
+
+            none: list[Tensors | None] = [None] * len(packed)
+            times = {v: graph_microseconds(calls(v, none)) for v in one.variants}
+            best = min(times, key=times.__getitem__)
+            more = {"variant": best} if best else {}
+            self.add(peer.name, batch, 0, times[best], **more)
+            for density, csr in self.csr.items() if peer.takes_streams else ():
+                own: list[Tensors | None] = [peer.pack_stream(csr.clone()) for _ in packed]
+                self.add(peer.name, batch, density, graph_microseconds(calls(best, own)), **more)
+            if peer.name == "Marlin":
+                self.naive(peer.name, x, calls(best, none), halves)
+
+
+def chain(batches: Sequence[int], passed: Sequence[Checked], rows: Rows) -> None:
     """ms for the 128 linears of the 8B shape, in order, each with weights of its own."""
-    inputs = {
-        k: {m: torch.randn(m, k, device="cuda").bfloat16() for m in batches} for k in (4096, 14336)
-    }
     order = [shape for _ in range(LAYERS) for shape in CHAIN]
 
-    def add(name: str, batch: int, calls: list[Callable[[], object]]) -> None:
+    def inputs(batch: int, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+        one = {k: torch.randn(batch, k, device="cuda").to(dtype) for _, k in CHAIN}
+        return [one[columns] for _, columns in order]
+
+    def add(name: str, batch: int, calls: Calls) -> None:
         ms = graph_microseconds(calls) * len(calls) / 1000
         rows.append({"chain": name, "batch": batch, "linears": len(calls), "ms": round(ms, 4)})
 
     bases = [random_base(*shape) for shape in order]
-    streams = {shape: random_stream(*shape, 0.01)[:2] for shape in CHAIN}
-    own = [(copied(streams[shape][0]), streams[shape][1].clone()) for shape in order]
+    csr = {shape: random_csr(*shape, 0.01) for shape in CHAIN}
+    streams = {shape: tiled(one) for shape, one in csr.items()}
+    own = [copied(streams[shape]) for shape in order]
     for m in batches:
         before = ops.native_op_calls()
-        x = [inputs[shape[1]][m] for shape in order]
+        x = inputs(m)
         none = torch.zeros(0, m, device="cuda")
         calls = [partial(fused, i, none, b) for i, b in zip(x, bases, strict=True)]
         add("libortho base", m, calls)
@@ -172,32 +212,71 @@ def chain(batches: list[int], rows: list[dict[str, object]]) -> None:
             add(f"libortho alpha {name:.0f}, density 0.01", m, calls)
         # Two calls to warm up and one capture each.
         assert ops.native_op_calls() - before == 3 * (len(order) + 2)
-    del bases, own, calls
+    del own, calls
+    for one in passed:
+        if not one.peer.takes_streams:
+            _chain_of(one, bases, csr, batches, inputs, add)
+    del bases
     tiny = [tinygemm_weight(*shape) for shape in order]
     for m in batches:
-        x = [inputs[shape[1]][m] for shape in order]
-        add("tinygemm", m, [partial(tinygemm, i, w) for i, w in zip(x, tiny, strict=True)])
+        add("tinygemm", m, [partial(tinygemm, i, w) for i, w in zip(inputs(m), tiny, strict=True)])
     del tiny
     dense = [torch.empty(shape, device="cuda", dtype=torch.bfloat16).normal_() for shape in order]
     for m in batches:
-        x = [inputs[shape[1]][m] for shape in order]
-        add("bf16", m, [partial(linear, i, w) for i, w in zip(x, dense, strict=True)])
+        add("bf16", m, [partial(linear, i, w) for i, w in zip(inputs(m), dense, strict=True)])
+
+
+def _chain_of(
+    one: Checked,
+    bases: Sequence[BaseTiles],
+    csr: dict[tuple[int, int], Tensor],
+    batches: Sequence[int],
+    inputs: Callable[[int, torch.dtype], list[Tensor]],
+    add: Callable[[str, int, Calls], None],
+) -> None:
+    peer = one.peer
+    packed = [peer.pack(base) for base in bases]
+    halves = {shape: half_precision(matrix) for shape, matrix in csr.items()}
+    own = [halves[base.shape].clone() for base in bases]
+    for m in batches:
+        x = inputs(m, peer.dtype)
+        for variant in one.variants:
+            pairs = zip(x, packed, strict=True)
+            calls = [partial(peer.multiply, i, pack, None, variant) for i, pack in pairs]
+            add(f"{peer.name} {variant}".strip(), m, calls)
+        if peer.name == "Marlin":
+            triples = zip(calls, x, own, strict=True)
+            both = [partial(then_sparse, call, i, s) for call, i, s in triples]
+            add(f"{peer.name} + cuSPARSE, density 0.01", m, both)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--commit", required=True)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="fewer shapes and batches")
+    for kind in KINDS:
+        parser.add_argument(f"--{kind}", type=Path, metavar="LIBRARY", help="see peers/README.md")
     options = parser.parse_args()
+    began = time.monotonic()
     assert ops.cuda_backend().name == "native", ops.cuda_backend().reason
     torch.manual_seed(0)
     clocks = "nvidia-smi --query-gpu=clocks.sm,clocks.mem --format=csv,noheader"
-    linears: list[dict[str, object]] = []
-    linked: list[dict[str, object]] = []
-    chain([1, 8] if options.quick else [1, 8, 32], linked)
-    for shape in SHAPES[1:5:3] if options.quick else SHAPES:
-        single(shape, [1, 16] if options.quick else [1, 8, 16, 32, 64], linears)
+    shapes = SHAPES[1:5:3] if options.quick else SHAPES
+    batches = [1, 16] if options.quick else [1, 4, 8, 16, 32, 64]
+    chained = [1, 8] if options.quick else [1, 8, 32]
+    libraries = {kind: getattr(options, kind) for kind in KINDS}
+    every = sorted({*shapes, *CHAIN}), sorted({*batches, *chained})
+    passed, skipped = checked(libraries, *every)
+    linears: Rows = []
+    linked: Rows = []
+    chain(chained, passed, linked)
+    for shape in shapes:
+        single = Single(shape, batches, linears)
+        single.torch_kernels()
+        single.own()
+        for one in passed:
+            single.peer(one)
     result = {
         "commit": options.commit,
         "command": " ".join(sys.argv),
@@ -206,12 +285,20 @@ def main() -> None:
         "torch": torch.__version__,
         "group_size": GROUP,
         "replays": REPLAYS,
+        "seconds": round(time.monotonic() - began, 1),
+        "checked": {
+            one.peer.name: {"error": one.error, "most_rows": one.peer.most_rows, "wrong": one.wrong}
+            for one in passed
+        },
+        "skipped": skipped,
         "linears": linears,
         "chains": linked,
     }
     options.json.write_text(json.dumps(result, indent=1) + "\n")
     for row in linked + linears:
         print(*row.values())
+    for name, why in skipped.items():
+        print(f"skipped: {name}: {why}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""CUDA kernels of others beside libortho's; README.md says how to build their libraries."""
