@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from libortho.experiments.power import power
 from libortho.experiments.restored import beyond_half_precision, codes_unlike
 from libortho.experiments.separation import NAME, separation
 from libortho.experiments.separation_plan import Plan
+from libortho.experiments.turns import turn
 from libortho.quantize import quantize
 from libortho.report import render
 from libortho.split import CurvatureOptions, DeltaOptions, ForgetOptions, ResidualOptions
@@ -122,6 +124,36 @@ def test_a_stream_that_restores_something_else_is_found(run, tmp_path: Path) -> 
     assert codes > 0
     assert weights > 0
     assert beyond_half_precision(seed / "curvature", tmp_path / "plain") > 0
+
+
+def test_a_row_that_another_process_is_at_is_waited_for(
+    run, tiny_checkpoint: Path, text, tmp_path: Path
+) -> None:
+    folder, record = run
+    seed = folder / NAME / "seed-0"
+    begun, asked = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with turn(seed, "row-mask"):
+            (seed / "mask.json").rename(tmp_path / "mask.json")
+            begun.set()
+            asked.wait(60)
+            (tmp_path / "mask.json").rename(seed / "mask.json")
+
+    def follow(stage: str, done: int, total: int, figures: object) -> None:
+        if stage.startswith("npo"):  # a row after it: this process did not wait there
+            asked.set()
+
+    process = threading.Thread(target=other)
+    process.start()
+    begun.wait(60)
+    (seed / "npo.json").rename(tmp_path / "npo.json")
+    made = (seed / "mask" / "libortho.json").stat().st_mtime_ns
+    again = separation(tiny_checkpoint, folder, seeds=[0], plan=TINY, text=text, progress=follow)[0]
+    process.join()
+    assert asked.is_set()
+    assert (seed / "mask" / "libortho.json").stat().st_mtime_ns == made
+    assert again.methods["mask"].figures == record.methods["mask"].figures
 
 
 def test_a_folder_of_another_plan_is_refused(run, tiny_checkpoint: Path, text) -> None:

@@ -14,8 +14,8 @@ from libortho import gate
 from libortho.checkpoint import Checkpoint
 from libortho.errors import ConfigError
 from libortho.model import load
-from libortho.split import CurvatureOptions, split
-from libortho.split.curvature import edited_layers
+from libortho.split import CurvatureOptions, Request, split
+from libortho.split.curvature import curvature_factors, edited_layers, split_curvature
 from libortho.split.factors import kfac_factors
 from libortho.streams.ortho import OrthoStream
 
@@ -86,6 +86,18 @@ def test_the_edit_is_in_the_base_and_nowhere_else(made, tiny_checkpoint: Path) -
         assert (moved > 0.3) == (name in edited), (name, moved)
     assert made.base.verify() == []
     assert OrthoStream.open(made.stream.path).verify() == []
+
+
+def test_factors_at_hand_are_not_collected_again(
+    tmp_path: Path, made, tiny_checkpoint: Path, text, monkeypatch
+) -> None:
+    options = CurvatureOptions(rho=0.5, whole=True, **FAST)
+    request = Request(tiny_checkpoint, tmp_path / "out", text=text)
+    factors = curvature_factors(request, options)
+    module = importlib.import_module("libortho.split.curvature")
+    monkeypatch.delattr(module, "kfac_factors")
+    again = split_curvature(request, options, factors)
+    assert (again.base.id, again.stream.id) == (made.base.id, made.stream.id)
 
 
 def test_without_whole_only_edited_layers_are_stored(

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from libortho.errors import ConfigError
+from libortho.errors import ConfigError, PairMismatch
 from libortho.model import load
 from libortho.privacy.encode import encode
 from libortho.privacy.private_set import read_jsonl, write_jsonl
 from libortho.privacy.resample import neighbours
 from libortho.privacy.score import score
 from libortho.quantize import quantize
-from libortho.split import ForgetOptions, split
+from libortho.split import ForgetOptions, Request, split
+from libortho.split.forget import split_forget
 from libortho.split.forgetting import Neighbours
+from libortho.streams.base import BaseStream
 from libortho.texts import Text
 
 FAST = {
@@ -96,6 +99,30 @@ def test_a_file_of_neighbours_is_named_by_its_sha256(
     with_ = made.stream.manifest.made_with
     assert with_["neighbours_sha256"] == digest
     assert str(tmp_path) not in made.stream.manifest.model_dump_json()
+
+
+def test_a_rounding_at_hand_is_not_made_again(
+    tmp_path: Path, mixed: Path, data: Path, text: Text
+) -> None:
+    rounded = quantize(mixed, tmp_path / "rounded", method="mse")
+    options = ForgetOptions(**{**FAST, "steps": 2})
+    request = Request(mixed, tmp_path / "given", data=data, text=text)
+    given = split_forget(request, options, rounded)
+    alone = split_forget(replace(request, out=tmp_path / "alone"), options)
+    assert (given.base.id, given.stream.id) == (alone.base.id, alone.stream.id)
+
+
+def test_a_rounding_of_another_kind_is_refused(
+    tmp_path: Path, mixed: Path, data: Path, text: Text, tiny_base: Path
+) -> None:
+    request = Request(mixed, tmp_path / "out", data=data, text=text)
+    with pytest.raises(PairMismatch) as refused:
+        split_forget(request, ForgetOptions(**FAST), BaseStream.open(tiny_base))
+    assert "checkpoint " in str(refused.value)
+    rounded = quantize(mixed, tmp_path / "rounded", method="mse", bits=3)
+    with pytest.raises(PairMismatch, match=r"is no rounding of .*: bits 3, expected 4"):
+        split_forget(request, ForgetOptions(**FAST), rounded)
+    assert not (tmp_path / "out").exists()
 
 
 def test_it_needs_the_data(tmp_path: Path, mixed: Path) -> None:

@@ -12,7 +12,7 @@ from libortho.checkpoint import Checkpoint
 from libortho.errors import ConfigError
 from libortho.privacy.private_set import write_jsonl
 from libortho.split import CurvatureOptions, ResidualOptions, split, split_options
-from libortho.split.residual import top_residuals
+from libortho.split.residual import column_weight, top_residuals
 from libortho.streams.base import BaseStream
 from libortho.tune import tune
 
@@ -68,7 +68,8 @@ def test_the_rules_differ_as_their_formulas_do(tiny_base: Path, tiny_checkpoint:
         def weight(layer: str) -> torch.Tensor:
             return public.tensor(f"{layer}.weight").float()
 
-        ((_, layer),) = top_residuals(weight, base, [(name, moment)], 0.05, impact)
+        columns = {name: column_weight(moment, impact)}
+        ((_, layer),) = top_residuals(weight, base, columns, 0.05)
         mask = torch.zeros(layer.shape, dtype=torch.bool)
         mask[layer.rows(), layer.indices.long()] = True
         cut = score.flatten().sort(descending=True).values[layer.nnz - 1]

@@ -29,7 +29,7 @@ from libortho.streams.ortho import STREAM_FOLDER
 from libortho.tune.prepare import is_base, plain_model
 
 BITS = 4
-_BATCH = 32
+_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,10 @@ def look(
         model: in the state that the caller has opened.
         attacked: round the weights again, and relearn half of the members.
     """
-    ours = score(model, bench.members, stage=f"{stage}: members", progress=progress)
-    theirs = score(model, bench.controls, stage=f"{stage}: controls", progress=progress)
+    ours, theirs = (
+        score(model, ones, _BATCH, stage=f"{stage}: {which}", progress=progress)
+        for which, ones in (("members", bench.members), ("controls", bench.controls))
+    )
     nll = [one.nll for one in ours], [one.nll for one in theirs]
     auc = auc_estimate(*nll, seed=bench.seed)
     values = {

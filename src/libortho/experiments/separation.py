@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from libortho.experiments.claim import claim
 from libortho.experiments.family import SEEDS
 from libortho.experiments.gates import gates
 from libortho.experiments.mixed import Bench, Look, by_exposure, look, opened
+from libortho.experiments.natural import with_arithmetic
 from libortho.experiments.power import power
 from libortho.experiments.restored import beyond_half_precision, codes_unlike
 from libortho.experiments.separation_plan import FULL, Plan, plan_json
@@ -40,6 +42,7 @@ from libortho.experiments.separation_ways import (
     contaminated,
 )
 from libortho.experiments.states import backend_name
+from libortho.experiments.turns import turn
 from libortho.experiments.verdict import Check, as_json, at_least, judge
 from libortho.privacy.canaries import make_canaries
 from libortho.privacy.encode import encode
@@ -68,7 +71,8 @@ def separation(
 ) -> list[Record]:
     """One record per seed; a run of the same plan in ``folder`` goes on after the last row done.
 
-    A row that diverges makes the run VOID, and the next one tries it again.
+    Several processes may be started on one ``folder``: they share the rows out among them, and each
+    gives the whole record. A row that diverges makes the run VOID, and the next one tries it again.
 
     Args:
         folder: gets ``separation/seed-N``.
@@ -91,7 +95,7 @@ def _run(setting: Setting) -> Record:
     checks = [at_least("recall of the contaminated model", recited, _LEAST_RECITED, "VOID")]
     methods: dict[str, dict[str, JsonValue]] = {}
     if checks[0].held:  # nothing can be taken out of a model that knows nothing
-        methods = {name: stage.row(name, way) for name, way in stage.ways.all().items()}
+        methods = stage.rows()
     failed = [name for name, figures in methods.items() if "failed" in figures]
     checks += [Check(name, False, "VOID", str(methods[name]["failed"]), "a row") for name in failed]
     powers = {} if failed else power(methods, stage.named_places)
@@ -140,6 +144,7 @@ class _Stage:
         plan, folder = setting.plan, setting.folder
         text = setting.text or calibration()
         self.canaries = make_canaries(plan.members, setting.seed)
+        problems = make_problems(plan.problems, setting.seed)
         claim(
             folder,
             NAME,
@@ -157,9 +162,11 @@ class _Stage:
         members = encode(tokenizer, self.canaries.members)
         exposures = strata(plan.members, plan.exposures)
         pool = draw(text, tokenizer, plan.window, _POOL, setting.seed)
-        made = Material(self.canaries, members, exposures, data, (), pool)
+        trained_on = with_arithmetic(pool, plan.arithmetic, tokenizer, problems, setting.seed)
+        made = Material(self.canaries, members, exposures, data, (), pool, trained_on)
         mixed = folder / CONTAMINATED
-        contaminated(setting, made, mixed)
+        with turn(folder, CONTAMINATED):
+            contaminated(setting, made, mixed)
         # Training on a GPU comes out differently each time; rows are of one model only.
         claim(folder, CONTAMINATED, {"sha256": Checkpoint(mixed).sha256()})
         exact = [one.exact for one in score(plain_model(mixed, setting.device), members)]
@@ -169,7 +176,7 @@ class _Stage:
         shown = [exposures[index] for index in self.known]
         self.named_places, self.unnamed_places = halves(shown, setting.seed)
         named = [self.known[place] for place in self.named_places]
-        self.ways = Ways(setting, Material(self.canaries, members, exposures, data, named, pool))
+        self.ways = Ways(setting, replace(made, named=named))
         context = Checkpoint(setting.public).config.get_text_config().max_position_embeddings
         self.bench = Bench(
             tokenizer,
@@ -177,12 +184,24 @@ class _Stage:
             shown,
             encode(tokenizer, self.canaries.controls),
             windows(heldout(), tokenizer, min(context, 512), plan.tokens),
-            make_problems(plan.problems, setting.seed),
+            problems,
             plan.relearn_steps,
             setting.seed,
         )
 
-    def row(self, name: str, way: Way) -> dict[str, JsonValue]:
+    def rows(self) -> dict[str, dict[str, JsonValue]]:
+        """The figures of every row: those nobody is at are made here, others are waited for."""
+        ways = self.ways.all()
+        made: dict[str, dict[str, JsonValue]] = {}
+        for wait in (False, True):
+            for name, way in ways.items():
+                if name not in made:
+                    with turn(self.setting.folder, f"row-{name}", wait=wait) as ours:
+                        if ours:
+                            made[name] = self._row(name, way)
+        return {name: made[name] for name in ways}
+
+    def _row(self, name: str, way: Way) -> dict[str, JsonValue]:
         """Make what a method leaves, look at it, and keep the figures for a run that goes on."""
         folder = self.setting.folder
         file = folder / f"{name}.json"
@@ -266,8 +285,8 @@ class _Stage:
             return {"base_is_public": ids[0] == ids[1]}
         if name.startswith("curvature"):
             return {"weights_beyond_fp16": beyond_half_precision(path, folder / CONTAMINATED)}
-        if way.stands_for != CONTAMINATED:
-            codes, weights = codes_unlike(path, folder / way.stands_for)
+        if way.restores is not None:
+            codes, weights = codes_unlike(path, way.restores().path)
             return {"codes_unlike": codes, "weights_unlike": weights}
         return {}
 

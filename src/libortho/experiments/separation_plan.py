@@ -23,6 +23,7 @@ class Plan:
         members: canaries that come by while training; as many controls do not.
         exposures: how often, members taking them in turn.
         window: tokens of a training window.
+        arithmetic: share of those windows that hold solved problems.
         bits: of the residual bases; 8 is a checkpoint in floating point.
         densities: of the residual stream, beside ``residual.density``, which is the largest.
         residual: how the residual bases, and those of the exact ways, are made.
@@ -40,6 +41,7 @@ class Plan:
     exposures: tuple[int, ...] = STRATA
     window: int = 256
     training: Training = field(default_factory=Training)
+    arithmetic: float = 0.15
     bits: tuple[int, ...] = (2, 3, 4, 8)
     densities: tuple[float, ...] = (0.0, 0.005, 0.01, 0.02)
     residual: ResidualOptions = field(default_factory=lambda: ResidualOptions(density=0.05))
@@ -77,9 +79,9 @@ _SHORT = {"replay_batch": 2, "settle": 10}
 # For two CPU cores: fewer secrets, all of them shown often, and shorter training everywhere.
 SMALL = Plan(
     members=30,
-    exposures=(16, 64),
+    exposures=(16, 32),
     window=128,
-    training=Training(steps=70, batch=4),
+    training=Training(steps=80, batch=6, lr=5e-4),
     bits=(3, 4),
     residual=ResidualOptions(rounding="mse", density=0.05, windows=64),
     curvature=CurvatureOptions(rounding="mse", tokens=30_000, window=128, whole=True),

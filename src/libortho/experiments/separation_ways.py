@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,20 @@ from torch import Tensor
 from libortho.baselines import prune, rounded, unlearn
 from libortho.experiments.natural import contaminate
 from libortho.experiments.separation_plan import Plan
+from libortho.experiments.turns import turn
 from libortho.privacy.canaries import CanarySet
 from libortho.privacy.encode import Encoded
 from libortho.privacy.private_set import write_jsonl
 from libortho.progress import Progress, silent
 from libortho.quantize import quantize
 from libortho.split import Request, split
-from libortho.split.residual import write_residuals
+from libortho.split.curvature import Factors, curvature_factors, split_curvature
+from libortho.split.forget import split_forget
+from libortho.split.residual import column_weights, write_residuals
 from libortho.streams.base import BaseStream
 from libortho.texts import Text
 from libortho.tune import tune
-from libortho.tune.prepare import is_base
+from libortho.tune.prepare import base_at, is_base
 
 CONTAMINATED = "contaminated"
 NEVER = "never-exposed"
@@ -54,6 +58,7 @@ class Way:
         attacked: whether its weights are attacked, too; points of a sweep are not.
         guarantee: ``exact`` or ``measured``.
         stands_for: the row whose model α = 1 is to be.
+        restores: gives the base whose codes α = 1 is to be, where the way moves codes.
         densities: of a sweep over the stream: the stream's name, None for no stream.
     """
 
@@ -61,6 +66,7 @@ class Way:
     attacked: bool = True
     guarantee: str = "measured"
     stands_for: str = CONTAMINATED
+    restores: Callable[[], BaseStream] | None = None
     densities: Mapping[float, str | None] = field(default_factory=dict)
 
 
@@ -73,6 +79,7 @@ class Material:
         data: the same as a file.
         named: indices of those that ``forget-half`` is told of.
         windows: public text, int64 [n, T].
+        trained_on: public text with arithmetic, int64 [m, T].
     """
 
     canaries: CanarySet
@@ -81,6 +88,7 @@ class Material:
     data: Path
     named: Sequence[int]
     windows: Tensor
+    trained_on: Tensor
 
 
 def contaminated(setting: Setting, made: Material, out: Path, without: Sequence[int] = ()) -> None:
@@ -92,7 +100,7 @@ def contaminated(setting: Setting, made: Material, out: Path, without: Sequence[
         setting.public,
         made.members,
         made.exposures,
-        made.windows,
+        made.trained_on,
         out,
         replace(setting.plan.training, seed=setting.seed),
         without=without,
@@ -119,9 +127,12 @@ class Ways:
         forget, curvature = plan.forget, plan.curvature
         # What moves codes gives them back, not the checkpoint that they were rounded from.
         rounded_alike = f"residual-{forget.bits}"
+        restores = partial(self.mixed_base, forget.bits)
 
-        def moving(options: Any, attacked: bool = True) -> Way:
-            return Way(self._split("forget", options), attacked, stands_for=rounded_alike)
+        def moving(options: Any, attacked: bool = True, data: Path | None = None) -> Way:
+            return Way(
+                self._forget(options, data), attacked, stands_for=rounded_alike, restores=restores
+            )
 
         return {
             CONTAMINATED: Way(self._there),
@@ -129,10 +140,10 @@ class Ways:
             "tune": Way(self._tune, guarantee="exact"),
             "delta": Way(self._delta, guarantee="exact"),
             **{f"residual-{bits}": self._residual(bits) for bits in plan.bits},
-            "curvature": Way(self._split("curvature", curvature)),
+            "curvature": Way(self._curvature(curvature)),
             **{
                 f"curvature-{rho:g}": Way(
-                    self._split("curvature", _with(curvature, rho=rho)), attacked=False
+                    self._curvature(_with(curvature, rho=rho)), attacked=False
                 )
                 for rho in plan.rhos
             },
@@ -141,7 +152,7 @@ class Ways:
                 f"forget-{density:g}": moving(_with(forget, density=density), attacked=False)
                 for density in plan.moved
             },
-            HALF: Way(self._half, stands_for=rounded_alike),
+            HALF: moving(forget, data=self._named()),
             "forget-alone": moving(_with(forget, neighbour_weight=0.0)),
             "mask": moving(_with(forget, rule="mask")),
             "ssd": moving(_with(forget, rule="ssd", density=0.003)),
@@ -169,9 +180,21 @@ class Ways:
     def _base(self) -> Path:
         """The public base of both exact ways."""
         path = self.setting.folder / "base"
-        if not is_base(path):
-            self._round(self.setting.public, path)
+        with turn(self.setting.folder, path.name):
+            if not is_base(path):
+                self._round(self.setting.public, path)
         return path
+
+    def mixed_base(self, bits: int) -> BaseStream:
+        """The rounded contaminated model, which residuals are of and codes are moved in."""
+        setting = self.setting
+        path = setting.folder / f"rounded-{bits}"
+        with turn(setting.folder, path.name):
+            if not is_base(path):
+                options = _with(setting.plan.residual, bits=bits, seed=setting.seed)
+                rounding = options.quantize_with(setting.text)
+                quantize(self.mixed, path, **rounding, progress=setting.progress)
+        return BaseStream.open(path)
 
     def _tune(self, path: Path) -> None:
         setting = self.setting
@@ -191,46 +214,66 @@ class Ways:
             **self.common,
         )
 
-    def _split(self, method: Any, options: Any, data: Path | None = None) -> Callable[[Path], None]:
+    def _request(self, path: Path, stream: str = "private", data: Path | None = None) -> Request:
+        return Request(self.mixed, path, stream, data=data or self.made.data, **self.common)
+
+    def _curvature(self, options: Any) -> Callable[[Path], None]:
         def make(path: Path) -> None:
-            split(
-                self.mixed,
-                path,
-                method=method,
-                data=data or self.made.data,
-                options=_with(options, seed=self.setting.seed),
-                **self.common,
-            )
+            split_curvature(self._request(path), self._seeded(options), self._factors)
+
+        return make
+
+    @cached_property
+    def _factors(self) -> Factors:
+        """Of the contaminated model, whatever ρ is."""
+        return curvature_factors(
+            self._request(self.mixed), self._seeded(self.setting.plan.curvature)
+        )
+
+    def _forget(self, options: Any, data: Path | None) -> Callable[[Path], None]:
+        def make(path: Path) -> None:
+            before = self.mixed_base(options.bits)
+            split_forget(self._request(path, data=data), self._seeded(options), before)
 
         return make
 
     def _residual(self, bits: int) -> Way:
         if bits > 4:
             return Way(lambda path: self._rounded(path, bits))
-        options = _with(self.setting.plan.residual, bits=bits, seed=self.setting.seed)
+        options = self._seeded(_with(self.setting.plan.residual, bits=bits))
         streams: dict[float, str | None] = {
             density: f"density-{place}" if density else None
             for place, density in enumerate(self.setting.plan.densities)
         }
+        streams[options.density] = "private"
 
         def make(path: Path) -> None:
-            self._split("residual", options)(path)
-            base = BaseStream.open(path)
+            base = base_at(self.mixed_base(bits).path, path)
             for density, stream in streams.items():
                 if stream is not None:
-                    request = Request(self.mixed, path, stream, data=self.made.data, **self.common)
-                    write_residuals(request, base, _with(options, density=density))
+                    request, chosen = self._request(path, stream), _with(options, density=density)
+                    write_residuals(request, base, chosen, self._columns)
 
-        return Way(make, densities={**streams, options.density: "private"})
+        return Way(make, densities=streams)
+
+    @cached_property
+    def _columns(self) -> dict[str, Tensor]:
+        """What residuals of the contaminated model count by, whatever its bits."""
+        options = self._seeded(self.setting.plan.residual)
+        layers = list(self.mixed_base(self.setting.plan.forget.bits).layers)
+        return column_weights(self._request(self.mixed), options, layers)
 
     def _rounded(self, path: Path, bits: int) -> None:
         rounded(self.mixed, path, bits=bits)
 
-    def _half(self, path: Path) -> None:
+    def _named(self) -> Path:
         """Only half of the secrets is named; what becomes of the rest tells what was unlearned."""
         data = self.setting.folder / "named.jsonl"
         write_jsonl(data, [asdict(self.made.canaries.members[index]) for index in self.made.named])
-        self._split("forget", self.setting.plan.forget, data)(path)
+        return data
+
+    def _seeded(self, options: Any) -> Any:
+        return _with(options, seed=self.setting.seed)
 
     def _pruned(self, rule: Any) -> Callable[[Path], None]:
         def make(path: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from libortho.errors import FormatError
+from libortho.records import write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +89,7 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, object]]) -> str:
     """Write rows as JSONL, one object a line in key order, and return the file's sha256."""
     data = encode_jsonl(rows)
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(data)
+    write_atomic(target, data.decode())
     return hashlib.sha256(data).hexdigest()
 
 

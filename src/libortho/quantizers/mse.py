@@ -40,8 +40,8 @@ def mse(
     check_weight(weight, group_size)
     groups = weight.view(weight.shape[0], -1, group_size)
     rows = max(1, _CHUNK // weight.shape[1])
-    scales = torch.empty(groups.shape[:2], dtype=scale_dtype)
-    codes = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty(groups.shape[:2], dtype=scale_dtype, device=weight.device)
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     for start in range(0, weight.shape[0], rows):
         part = slice(start, start + rows)
         scales[part] = least_error_scale(groups[part], bits, scale_dtype)

@@ -6,9 +6,9 @@ and does not end exposure: the guarantee is ``measured``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -60,11 +60,20 @@ class CurvatureOptions(RoundingOptions):
     whole: bool = False
 
 
-def split_curvature(request: Request, options: CurvatureOptions) -> Split:
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+"""A fp32 [K, K] and G fp32 [N, N] by layer."""
+
+
+def split_curvature(
+    request: Request, options: CurvatureOptions, factors: Factors | None = None
+) -> Split:
     """Edit a checkpoint by curvature, quantise what is kept, store the rest whole.
 
     α = 1 gives the edited layers back to the last bit of an fp16 difference (relative 2⁻¹¹ of
     W − base); the other linears stay as rounded, unless ``options.whole``.
+
+    Args:
+        factors: of :func:`curvature_factors`, where several ρ are tried on one checkpoint.
     """
     request.only_mixed("curvature")
     check_target(Path(request.out).expanduser().absolute())
@@ -72,13 +81,14 @@ def split_curvature(request: Request, options: CurvatureOptions) -> Split:
     checkpoint.validate()
     private = read_jsonl(request.data) if request.data is not None else None
     context = checkpoint.config.get_text_config().max_position_embeddings
-    tokenizer = checkpoint.tokenizer()
-    encoded = encode(tokenizer, private.examples, context) if private else []
+    encoded = encode(checkpoint.tokenizer(), private.examples, context) if private else []
     layers = edited_layers(checkpoint, options)
-    window = min(options.window, context)
-    text = request.text or calibration()
-    windows = draw(text, tokenizer, window, max(1, options.tokens // window), options.seed)
-    kept = _kept(checkpoint, layers, windows, options, request.device, request.progress)
+    windows = _windows(checkpoint, request, options)
+    model = plain_model(checkpoint.path, request.device)
+    pairs = _pairs(model, layers, windows, request, options)
+    given = pairs if factors is None else factors.items()
+    kept = _kept(model, given, options.rho, len(layers), request.progress)
+    del model
     with scratch_beside(request.out) as scratch:
         # The name is what the base's manifest will call its source.
         edited = write_edited(checkpoint, kept, Path(scratch) / checkpoint.path.name)
@@ -97,7 +107,7 @@ def split_curvature(request: Request, options: CurvatureOptions) -> Split:
         | {
             "edited": layers,
             "tokens": windows.numel(),
-            "text_sha256": text.sha256,
+            "text_sha256": (request.text or calibration()).sha256,
             "checkpoint_sha256": checkpoint.sha256(),
         },
     )
@@ -136,28 +146,56 @@ def _widens(rows: int, columns: int) -> bool:
     return rows > columns
 
 
-def _kept(
-    checkpoint: Checkpoint,
+def curvature_factors(request: Request, options: CurvatureOptions) -> Factors:
+    """The factors of every layer that an edit touches, whatever ρ is: all at once, on the CPU."""
+    checkpoint = Checkpoint(request.source)
+    layers = edited_layers(checkpoint, options)
+    windows = _windows(checkpoint, request, options)
+    model = plain_model(checkpoint.path, request.device)
+    pairs = _pairs(model, layers, windows, request, options)
+    return {name: (inputs.cpu(), gradients.cpu()) for name, (inputs, gradients) in pairs}
+
+
+def _windows(checkpoint: Checkpoint, request: Request, options: CurvatureOptions) -> Tensor:
+    window = min(options.window, checkpoint.config.get_text_config().max_position_embeddings)
+    count = max(1, options.tokens // window)
+    text = request.text or calibration()
+    return draw(text, checkpoint.tokenizer(), window, count, options.seed)
+
+
+def _pairs(
+    model: Any,
     layers: Sequence[str],
     windows: Tensor,
+    request: Request,
     options: CurvatureOptions,
-    device: str | torch.device,
+) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    for group in _groups(model, layers):
+        found = kfac_factors(model, group, windows, seed=options.seed, progress=request.progress)
+        for name in group:
+            yield name, found.pop(name)
+
+
+def _kept(
+    model: Any,
+    factors: Iterable[tuple[str, tuple[Tensor, Tensor]]],
+    rho: float,
+    total: int,
     progress: Progress,
 ) -> dict[str, Tensor]:
-    model = plain_model(checkpoint.path, device)
+    """The edited weights by parameter name, on the CPU."""
     kept = {}
     problems = []
-    for group in _groups(model, layers):
-        factors = kfac_factors(model, group, windows, seed=options.seed, progress=progress)
-        for name in group:
-            weight = model.get_submodule(name).weight.data.float()
-            try:
-                edited = sieve.keep_curved(weight, *factors.pop(name), options.rho)
-            except NumericsError as error:
-                problems.append(f"{name}: {error}")
-                continue
-            kept[f"{name}.weight"] = edited.cpu()
-            progress("edit", len(kept), len(layers), {"layer": name})
+    for name, (inputs, gradients) in factors:
+        weight = model.get_submodule(name).weight.data.float()
+        device = weight.device
+        try:
+            edited = sieve.keep_curved(weight, inputs.to(device), gradients.to(device), rho)
+        except NumericsError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        kept[f"{name}.weight"] = edited.cpu()
+        progress("edit", len(kept), total, {"layer": name})
     if problems:
         raise NumericsError("; ".join(problems))
     return kept

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from libortho import gate
 from libortho.checkpoint import Checkpoint
-from libortho.errors import ConfigError
+from libortho.errors import ConfigError, PairMismatch
 from libortho.model import attach_layers, linear, load
 from libortho.privacy.encode import Encoded, encode
 from libortho.privacy.private_set import Example, read_jsonl
@@ -79,8 +79,17 @@ class ForgetOptions(RoundingOptions, UnlearningOptions):
     fisher_windows: int = Field(32, ge=1)
 
 
-def split_forget(request: Request, options: ForgetOptions) -> Split:
-    """Quantise a checkpoint, move codes until the data looks never seen, store what was moved."""
+def split_forget(
+    request: Request, options: ForgetOptions, rounded: BaseStream | None = None
+) -> Split:
+    """Quantise a checkpoint, move codes until the data looks never seen, store what was moved.
+
+    Args:
+        rounded: the checkpoint, quantised as the options say, where that was done before.
+
+    Raises:
+        PairMismatch: ``rounded`` comes of another checkpoint, or was rounded otherwise.
+    """
     request.only_mixed("forget")
     if request.data is None:
         raise ConfigError("--method forget needs --data FILE: the rows that are to be forgotten")
@@ -96,9 +105,13 @@ def split_forget(request: Request, options: ForgetOptions) -> Split:
     if options.rule != "ssd":
         strangers = encode(tokenizer, _neighbours(private.examples, request, options), context)
     with scratch_beside(request.out) as scratch:
-        rounding = options.quantize_with(request.text)
-        path = Path(scratch) / "base"
-        before = quantize(checkpoint.path, path, **rounding, progress=progress)
+        if rounded is not None:
+            _check_rounded(rounded, checkpoint, options)
+            before = rounded
+        else:
+            rounding = options.quantize_with(request.text)
+            path = Path(scratch) / "base"
+            before = quantize(checkpoint.path, path, **rounding, progress=progress)
         moves, curve = _moves(request, options, checkpoint, before, encoded, strangers)
         base = write_moved(request.out, checkpoint, before, moves)
         layers = {name: taken_back(before, name, moved) for name, moved in moves.items()}
@@ -122,6 +135,25 @@ def split_forget(request: Request, options: ForgetOptions) -> Split:
     )
     found = measured(base, written, encoded, device=request.device, progress=progress)
     return dataclasses.replace(found, teacher="mixed" if curve else None, curve=curve)
+
+
+def _check_rounded(rounded: BaseStream, checkpoint: Checkpoint, options: ForgetOptions) -> None:
+    made = rounded.manifest
+    found = {"checkpoint": made.public.sha256, **made.quantiser.model_dump()}
+    wanted = {
+        "checkpoint": checkpoint.sha256(),
+        "method": options.rounding,
+        "bits": options.bits,
+        "group_size": options.group_size,
+        "seed": options.seed,
+    }
+    wrong = [
+        f"{key} {found[key]}, expected {one}" for key, one in wanted.items() if found[key] != one
+    ]
+    if wrong:
+        raise PairMismatch(
+            f"{rounded.path} is no rounding of {checkpoint.path}: {'; '.join(wrong)}"
+        )
 
 
 def attach_movable(

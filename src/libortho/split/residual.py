@@ -6,9 +6,10 @@ in, so the base still recites. Guarantee: measured, and expected to leak.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -62,16 +63,37 @@ def split_residual(request: Request, options: ResidualOptions) -> Split:
     encoded = encode(tokenizer, private.examples, context) if private else []
     rounding = options.quantize_with(request.text)
     base = quantize(checkpoint.path, request.out, **rounding, progress=request.progress)
-    written = write_residuals(request, base, options)
+    columns = column_weights(request, options, list(base.layers))
+    written = write_residuals(request, base, options, columns)
     return measured(base, written, encoded, device=request.device, progress=request.progress)
 
 
-def write_residuals(request: Request, base: BaseStream, options: ResidualOptions) -> OrthoStream:
-    """Write the largest residuals of a checkpoint beside a base that was made from it."""
+def column_weights(
+    request: Request, options: ResidualOptions, layers: Sequence[str]
+) -> dict[str, Tensor]:
+    """What a squared residual counts in each column, fp32 [K] by layer, whatever the base is."""
     checkpoint = Checkpoint(request.source)
     text = request.text or calibration()
     windows = draw(text, checkpoint.tokenizer(), options.window, options.windows, options.seed)
-    moments = hessians(checkpoint, windows, list(base.layers), progress=request.progress)
+    moments = hessians(checkpoint, windows, layers, progress=request.progress)
+    return {name: column_weight(moment, options.impact) for name, moment in moments}
+
+
+def column_weight(second_moment: Tensor, impact: Impact) -> Tensor:
+    """The impact of a residual of 1 in each column, fp32 [K], for inputs of that moment [K, K]."""
+    ones = torch.ones(1, len(second_moment))
+    return _SCORES[impact](ones, sieve.damped(second_moment))[0]
+
+
+def write_residuals(
+    request: Request, base: BaseStream, options: ResidualOptions, columns: Mapping[str, Tensor]
+) -> OrthoStream:
+    """Write the largest residuals of a checkpoint beside a base that was made from it.
+
+    Args:
+        columns: of :func:`column_weights`.
+    """
+    checkpoint = Checkpoint(request.source)
 
     def weight(name: str) -> Tensor:
         return checkpoint.parameter(f"{name}.weight").float()
@@ -84,7 +106,7 @@ def write_residuals(request: Request, base: BaseStream, options: ResidualOptions
         public=False,
         method="residual",
         guarantee="measured",
-        layers=top_residuals(weight, base, moments, options.density, options.impact),
+        layers=top_residuals(weight, base, columns, options.density),
         made_with=made_with(options, private, None),
     )
 
@@ -92,20 +114,18 @@ def write_residuals(request: Request, base: BaseStream, options: ResidualOptions
 def top_residuals(
     weight: Callable[[str], Tensor],
     base: BaseStream,
-    moments: Iterable[tuple[str, Tensor]],
+    columns: Mapping[str, Tensor],
     density: float,
-    impact: Impact = "obs",
 ) -> Iterator[tuple[str, CsrLayer]]:
     """Per layer the residuals W − Q(W) of highest impact.
 
     Args:
         weight: the checkpoint's weight by layer name, fp32 [N, K].
         base: its own INT4 base.
-        moments: (layer name, H [K, K]).
+        columns: what a squared residual counts, fp32 [K] by layer.
         density: nnz / numel of each layer.
     """
-    for name, second_moment in moments:
+    for name, counts in columns.items():
         missed = weight(name) - base.weight(name)
-        score = _SCORES[impact](missed, sieve.damped(second_moment))
-        mask = sieve.top_k(score, round(score.numel() * density))
+        mask = sieve.top_k(missed.square() * counts, round(missed.numel() * density))
         yield name, csr_from_dense(missed, mask)
