@@ -8,6 +8,8 @@ from typing import Any
 
 FOLDER = Path("benchmarks/results/cuda")
 
+Cases = dict[tuple[int, int, int], dict[tuple[str, float], float]]
+
 HEAD = """## CUDA: how it is computed
 
 One launch for up to 64 rows of x in fp16 or bf16, on the layouts of the CPU. Each warp streams 32
@@ -30,6 +32,11 @@ x in fp32, values in training and gradients run on the reference.
 
 Calls stand back to back in a CUDA graph over weights that rotate through 320 MB.
 """
+
+DENSE_PEERS = ("bf16", "tinygemm", "Marlin", "CUTLASS")
+SPARSE_PEERS = ("SpQR", "SqueezeLLM")
+NAIVE = ("Marlin + cuSPARSE", "tinygemm + cuSPARSE")
+"""INT4 kernels with cuSPARSE after them; the first that was measured is shown."""
 
 REPLACED = {
     "1092ea022afefb2f4749d568c38f4c9a6ae91683": (
@@ -59,26 +66,9 @@ def _peers(result: dict[str, Any], path: Path) -> str:
         f"`{result['command']}`, medians of {result['replays']} replays, "
         f"[result](../{path.as_posix()}).",
         *_replaced(result),
-        "",
-        "| N×K | M | bf16 µs | tinygemm µs | base µs | better peer / base | α=0 / base | "
-        "α=1 / α=0 at 1% | at 5% | tinygemm + cuSPARSE / α=1 at 1% |",
-        "|---" * 10 + "|",
+        *_linears(result["linears"]),
+        *_sparse_peers(result["linears"]),
     ]
-    cases: dict[tuple[int, int, int], dict[tuple[str, float], float]] = {}
-    for row in result["linears"]:
-        key = (row["rows"], row["columns"], row["batch"])
-        cases.setdefault(key, {})[row["kernel"], row["density"]] = row["us"]
-    for (rows, columns, batch), us in cases.items():
-        bf16, tiny, base = us["bf16", 0], us["tinygemm", 0], us["libortho base", 0]
-        closed = us["libortho alpha 0", 0.01]
-        one, five = us["libortho alpha 1", 0.01], us["libortho alpha 1", 0.05]
-        naive = us.get(("tinygemm + cuSPARSE", 0.01))
-        lines.append(
-            f"| {rows}×{columns} | {batch} | {bf16:.2f} | {tiny:.2f} | {base:.2f} | "
-            f"{min(bf16, tiny) / base:.2f} | {closed / base:.3f} | {one / closed:.2f} | "
-            f"{five / us['libortho alpha 0', 0.05]:.2f} | "
-            f"{'–' if naive is None else format(naive / one, '.2f')} |"
-        )
     lines += [
         "",
         "The 128 linears of a Llama-3-8B shape in one graph, ms a token:",
@@ -92,7 +82,73 @@ def _peers(result: dict[str, Any], path: Path) -> str:
             f"| {row['batch']} | {row['chain']} | {row['ms']:.3f} | "
             f"{bf16_ms[row['batch']] / row['ms']:.2f} |"
         )
-    return "\n".join([*lines, ""])
+    notes = [
+        f"- {name} was checked first: at most {one['error']:.1e} of the largest result off float32."
+        for name, one in result.get("checked", {}).items()
+    ]
+    notes += [
+        f"- {name} was not measured: {why}" for name, why in result.get("skipped", {}).items()
+    ]
+    return "\n".join([*lines, *([""] if notes else []), *notes, ""])
+
+
+def _cases(rows: list[dict[str, Any]]) -> Cases:
+    """µs by kernel and density, by output features, inputs and rows."""
+    cases: Cases = {}
+    for row in rows:
+        key = (row["rows"], row["columns"], row["batch"])
+        cases.setdefault(key, {})[row["kernel"], row["density"]] = row["us"]
+    return cases
+
+
+def _linears(rows: list[dict[str, Any]]) -> list[str]:
+    measured = {row["kernel"] for row in rows}
+    peers = [name for name in DENSE_PEERS if name in measured]
+    naive = next(name for name in NAIVE if name in measured)
+    lines = [
+        "",
+        f"| N×K | M | {' µs | '.join(peers)} µs | base µs | best peer / base | α=0 / base | "
+        f"α=1 / α=0 at 1% | at 5% | {naive} / α=1 at 1% |",
+        "|---" * (8 + len(peers)) + "|",
+    ]
+    for (outputs, columns, batch), us in _cases(rows).items():
+        base, closed = us["libortho base", 0], us["libortho alpha 0", 0.01]
+        one, five = us["libortho alpha 1", 0.01], us["libortho alpha 1", 0.05]
+        both = us.get((naive, 0.01))
+        lines.append(
+            f"| {outputs}×{columns} | {batch} | "
+            f"{' | '.join(format(us[peer, 0], '.2f') for peer in peers)} | {base:.2f} | "
+            f"{min(us[peer, 0] for peer in peers) / base:.2f} | {closed / base:.3f} | "
+            f"{one / closed:.2f} | {five / us['libortho alpha 0', 0.05]:.2f} | "
+            f"{'–' if both is None else format(both / one, '.2f')} |"
+        )
+    return lines
+
+
+def _sparse_peers(rows: list[dict[str, Any]]) -> list[str]:
+    """Kernels of others that join a sparse matrix to a dense one; empty where none was measured."""
+    measured = {row["kernel"] for row in rows}
+    peers = [name for name in SPARSE_PEERS if name in measured]
+    if not peers:
+        return []
+    lines = [
+        "",
+        "Kernels of others that take a sparse matrix too, µs: SpQR with 3 bits, SqueezeLLM with 16 "
+        "values a row.",
+        "",
+        f"| N×K | M | density | α=1 | {' | '.join(peers)} |",
+        "|---" * (4 + len(peers)) + "|",
+    ]
+    for (outputs, columns, batch), us in _cases(rows).items():
+        for density in (0.01, 0.05):
+            found = [us.get((peer, density)) for peer in peers]
+            if any(found):
+                told = " | ".join("–" if one is None else format(one, ".2f") for one in found)
+                own = us["libortho alpha 1", density]
+                lines.append(
+                    f"| {outputs}×{columns} | {batch} | {density:.0%} | {own:.2f} | {told} |"
+                )
+    return lines
 
 
 def _raw(result: dict[str, Any], path: Path) -> str:

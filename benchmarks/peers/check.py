@@ -37,6 +37,7 @@ MOST = 0.01
 """How far the farthest result may be off, over the largest."""
 SECONDS = 120
 DENSITY = 0.01
+DEVICE = "cuda"
 NO_LIBRARY = "no library was given (--{}); benchmarks/peers/README.md says how to build it"
 
 Shapes = Sequence[Sequence[int]]
@@ -88,7 +89,8 @@ def checked(
             told = [line for line in said if "Error" in line or "Refused" in line] or said
             skipped[KINDS[name].name] = f"its check ended with {process.returncode}: {told[-1]}"
             continue
-        found: dict[str, dict[str, float | str]] = json.loads(said[-1])
+        verdict = next(line for line in reversed(said) if line.startswith("{"))
+        found: dict[str, dict[str, float | str]] = json.loads(verdict)
         right = {variant: one["error"] for variant, one in found.items() if "error" in one}
         wrong = {variant: str(one["wrong"]) for variant, one in found.items() if "wrong" in one}
         if right:
@@ -144,15 +146,15 @@ def _calls(
     peer: Peer, shapes: Shapes, batches: Sequence[int], variant: str
 ) -> Iterator[tuple[str, Callable[[], Tensor], Tensor]]:
     for rows, columns in shapes:
-        base = random_base(rows, columns)
+        base = random_base(rows, columns, DEVICE)
         packed = peer.pack(base)
         dense = peer.dense(base, packed)
         streams: list[tuple[Tensors | None, Tensor]] = [(None, dense)]
         if peer.takes_streams:
-            csr = random_csr(rows, columns, DENSITY)
+            csr = random_csr(rows, columns, DENSITY, DEVICE)
             streams.append((peer.pack_stream(csr), dense + csr.to_dense().float()))
         for batch in (batch for batch in batches if batch <= peer.most_rows):
-            x = torch.randn(batch, columns, device="cuda").to(peer.dtype)
+            x = torch.randn(batch, columns, device=DEVICE).to(peer.dtype)
             for stream, weight in streams:
                 where = f"{rows}x{columns}, {batch} rows" + (", a stream" if stream else "")
                 call = partial(peer.multiply, x, packed, stream, variant)

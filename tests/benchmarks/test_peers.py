@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers import cutlass, layers, spqr
+from peers import check, cutlass, layers, spqr
 from peers.check import KINDS, checked, distance
 from peers.entry import KernelRefused, entry
 from peers.marlin import Marlin
@@ -188,3 +188,45 @@ def test_a_refusal_of_a_library_is_an_error(
         first(torch.zeros(4, 4).T, 0, None)
     with pytest.raises(KernelRefused, match="second"):
         entry(library, "second")
+
+
+class Several(SqueezeLLM):
+    """Right, and wrong in four ways: off, NaN, deaf to its stream, unwilling."""
+
+    variants = ("right", "off", "nan", "deaf", "unwilling")
+
+    def __init__(self) -> None:
+        self.dense_of: dict[int, torch.Tensor] = {}
+
+    def dense(self, base: BaseTiles, packed: check.Tensors) -> torch.Tensor:
+        self.dense_of[id(packed[0])] = super().dense(base, packed)
+        return self.dense_of[id(packed[0])]
+
+    def multiply(
+        self,
+        x: torch.Tensor,
+        packed: check.Tensors,
+        stream: check.Tensors | None,
+        variant: str,
+    ) -> torch.Tensor:
+        y = x @ self.dense_of[id(packed[0])].T
+        if variant == "unwilling" and len(x) == 3:
+            raise KernelRefused("peer_several returned -5")
+        if stream is not None and variant != "deaf":
+            y = y + x @ torch.sparse_csr_tensor(*stream, (y.shape[1], x.shape[1])).to_dense().T
+        if variant == "nan":
+            y[-1, -1] = float("nan")
+        return y * 1.02 if variant == "off" else y
+
+
+def test_a_wrong_variant_is_found_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "DEVICE", "cpu")
+    monkeypatch.setattr(check, "captured", lambda call: call())
+    torch.manual_seed(0)
+    found = check.verdicts(Several(), [(64, 256)], [1, 3, 99])
+    assert found["right"].keys() == {"error"}
+    assert found["right"]["error"] < 2.0**-24 * 256
+    assert found["off"] == {"wrong": "64x256, 1 rows: off by 0.02 of the largest result"}
+    assert found["nan"] == {"wrong": "64x256, 1 rows: off by inf of the largest result"}
+    assert str(found["deaf"]["wrong"]).startswith("64x256, 1 rows, a stream: off by")
+    assert found["unwilling"] == {"wrong": "64x256, 3 rows: peer_several returned -5"}

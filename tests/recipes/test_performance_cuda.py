@@ -1,0 +1,59 @@
+"""The CUDA part of docs/performance.md: the best peer decides, and a missing one is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recipes.performance_cuda import FOLDER, section
+
+OWN = {
+    ("libortho base", 0): 5.0,
+    ("libortho alpha 0", 0.01): 5.0,
+    ("libortho alpha 1", 0.01): 6.0,
+    ("libortho alpha 0", 0.05): 5.0,
+    ("libortho alpha 1", 0.05): 8.0,
+}
+TORCH = {("bf16", 0): 20.0, ("tinygemm", 0): 10.0, ("tinygemm + cuSPARSE", 0.01): 30.0}
+
+
+def shown(root: Path, us: dict[tuple[str, float], float], **more: Any) -> str:
+    where = {"rows": 64, "columns": 256, "batch": 1}
+    result = {
+        "commit": "c0ffee",
+        "command": "python benchmarks/cuda_peers.py",
+        "device": "a card",
+        "clocks": "1 MHz",
+        "torch": "2",
+        "replays": 3,
+        "linears": [{**where, "kernel": k, "density": d, "us": t} for (k, d), t in us.items()],
+        "chains": [{"chain": "bf16", "batch": 1, "linears": 8, "ms": 4.0}],
+        **more,
+    }
+    (root / FOLDER).mkdir(parents=True, exist_ok=True)
+    (root / FOLDER / "card-peers.json").write_text(json.dumps(result))
+    return section(root)
+
+
+def test_without_libraries_torch_has_the_best_peer(tmp_path: Path) -> None:
+    text = shown(tmp_path, OWN | TORCH, skipped={"Marlin": "no library was given"})
+    row = "| 64×256 | 1 | 20.00 | 10.00 | 5.00 | 2.00 | 1.000 | 1.20 | 1.60 | 5.00 |"
+    assert row in text.splitlines()
+    assert "- Marlin was not measured: no library was given" in text.splitlines()
+    assert "SpQR" not in text
+
+
+@pytest.mark.parametrize(("marlin", "best"), [(6.0, "1.20"), (11.0, "2.00")])
+def test_the_fastest_peer_is_compared_and_marlin_is_the_naive_base(
+    tmp_path: Path, marlin: float, best: str
+) -> None:
+    more = {("Marlin", 0): marlin, ("Marlin + cuSPARSE", 0.01): 24.0, ("SpQR", 0.01): 12.0}
+    checked = {"Marlin": {"error": 0.00031, "most_rows": 64, "wrong": {}}}
+    lines = shown(tmp_path, OWN | TORCH | more, checked=checked).splitlines()
+    row = f"20.00 | 10.00 | {marlin:.2f} | 5.00 | {best} | 1.000 | 1.20 | 1.60 | 4.00 |"
+    assert f"| 64×256 | 1 | {row}" in lines
+    assert "| 64×256 | 1 | 1% | 6.00 | 12.00 |" in lines
+    assert any("Marlin + cuSPARSE / α=1 at 1%" in line for line in lines)
+    assert any(line.startswith("- Marlin was checked first: at most 3.1e-04") for line in lines)
