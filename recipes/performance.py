@@ -85,7 +85,9 @@ python benchmarks/cuda_peers.py --commit HEAD --json out.json
 ```
 
 A peer that is not installed is skipped, with the reason in the result. llama.cpp's kernel is taken
-from `llama-cpp-python`, or from a build of ggml on `LD_LIBRARY_PATH`.
+from `llama-cpp-python`, or from a build of ggml on `LD_LIBRARY_PATH`. Marlin, CUTLASS, SpQR and
+SqueezeLLM are built outside the repository and given by path:
+[benchmarks/peers](../benchmarks/peers/README.md).
 """
 
 

@@ -35,7 +35,7 @@ KINDS: dict[str, type[Peer]] = {
 }
 MOST = 0.01
 """How far the farthest result may be off, over the largest."""
-SECONDS = 120
+SECONDS = 90
 DENSITY = 0.01
 DEVICE = "cuda"
 NO_LIBRARY = "no library was given (--{}); benchmarks/peers/README.md says how to build it"
