@@ -23,6 +23,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+from .arithmetic import write_arithmetic
 from .budgets import choose_budget
 from .card import write_card
 from .data import corpus_files, encode_corpus, heldout_windows, train_documents
@@ -74,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         batch=options.sample_batch,
         seed=options.seed,
     )
-    results["samples"] = write_samples(model, tokenizer, model_folder / "text", sampling, progress)
+    text = model_folder / "text"
+    results["samples"] = write_samples(model, tokenizer, text, sampling, progress)
+    results["samples"] |= write_arithmetic(tokenizer, text)
     results["seconds_total"] = round(time.monotonic() - begun, 1)
     _write_json(results_path, results)
     write_card(results, model_folder / "README.md")

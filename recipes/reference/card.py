@@ -166,12 +166,17 @@ def _figures(results: Mapping[str, Any]) -> str:
 
 def _samples(results: Mapping[str, Any]) -> str:
     lines = [
-        "## Text sampled from it",
+        "## Text beside it",
         "",
         "`text/` holds text that the model itself wrote, so that calibration and replay read the "
         "same bytes on every machine: each document starts after `<|endoftext|>` and one word "
         "token drawn uniformly, temperature 1, nothing cut off; a line `<|endoftext|>` separates "
         "documents. `heldout.txt.xz` is for measuring only. It is fiction, whatever it says.",
+        "",
+        "These samples hold hardly any sums. `arithmetic.txt.xz` is what replay reads beside "
+        "them: generated problems with their answers, a document each, in wordings of the "
+        "corpus (`recipes/reference/arithmetic.py`; no licence needed). No experiment asks a "
+        "problem that stands there.",
         "",
         "| file | seed | documents | tokens, encoded again | bytes | sha256 |",
         "|---|---|---|---|---|---|",

@@ -23,7 +23,7 @@ from libortho.streams.base import BaseStream
 from libortho.streams.layers import CsrLayer, csr_from_dense
 from libortho.streams.ortho import OrthoStream
 from libortho.streams.ortho_writer import vacant, write_stream
-from libortho.texts import Text
+from libortho.texts import Text, calibration
 from libortho.tune import made_with, replay_windows, stored_layers, tune_options
 from libortho.tune.prepare import ground, plain_model
 from libortho.tune.replay import Replay
@@ -80,7 +80,7 @@ def repair(
         seed=options.seed,
     )
     laid = ground(base, device)
-    windows = replay_windows(laid.tokenizer, replay_options, text)
+    windows = replay_windows(laid.tokenizer, replay_options, text or calibration())
     layers = dict(_pursued(base, checkpoint, windows, options, progress))
     info = gate.StreamInfo(gate.REPAIR, "", True)
     attach_layers(laid.model, info, layers)

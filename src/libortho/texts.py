@@ -38,14 +38,28 @@ class Text:
 
 
 def calibration() -> Text:
-    """Samples of the reference model for calibration and replay, shipped as package data."""
+    """Samples of the reference model for calibration and replay; package data."""
     return _shipped("calibration")
+
+
+def arithmetic() -> Text:
+    """Arithmetic in the wording that the reference model knows, a line a document; shipped."""
+    return _shipped("arithmetic")
+
+
+def replay() -> Text:
+    """What training is held to by default: the calibration samples, and arithmetic.
+
+    The samples alone show a model hardly any sums, and what replay does not show, a training of
+    secrets made of digits may unlearn.
+    """
+    return _joined([calibration(), arithmetic()])
 
 
 def heldout() -> Text:
     """Held-out samples of the reference model, shipped as package data.
 
-    They follow the recipe of the calibration and replay samples and are used for neither.
+    They follow the recipe of the calibration samples and are read by no training.
     """
     return _shipped("heldout")
 
@@ -79,11 +93,7 @@ def read_texts(paths: Sequence[str | Path]) -> Text:
     if missing or not paths:
         raise ConfigError(f"no such text file: {', '.join(missing) or 'none was given'}")
     texts = [read_text(path) for path in paths]
-    if len(texts) == 1:
-        return texts[0]
-    digest = hashlib.sha256("".join(text.sha256 for text in texts).encode()).hexdigest()
-    documents = tuple(document for text in texts for document in text.documents)
-    return Text("+".join(text.name for text in texts), digest, documents)
+    return texts[0] if len(texts) == 1 else _joined(texts)
 
 
 def windows(text: Text, tokenizer: Any, length: int, tokens: int | None = None) -> Tensor:
@@ -130,6 +140,12 @@ def draw(text: Text, tokenizer: Any, length: int, count: int, seed: int) -> Tens
     cut = windows(text, tokenizer, length)
     generator = torch.Generator().manual_seed(seed)
     return cut[torch.randperm(len(cut), generator=generator)[:count]]
+
+
+def _joined(texts: Sequence[Text]) -> Text:
+    digest = hashlib.sha256("".join(text.sha256 for text in texts).encode()).hexdigest()
+    documents = tuple(document for text in texts for document in text.documents)
+    return Text("+".join(text.name for text in texts), digest, documents)
 
 
 def _shipped(name: str) -> Text:

@@ -10,8 +10,18 @@ import pytest
 import torch
 
 from libortho.errors import ConfigError, FormatError
-from libortho.evaluate.arithmetic import Problem, accuracy, make_problems, read_problems
+from libortho.evaluate.arithmetic import (
+    Problem,
+    accuracy,
+    as_examples,
+    draw_problems,
+    make_problems,
+    read_problems,
+    replayed_operands,
+)
+from libortho.privacy.encode import encode
 from libortho.privacy.greedy import greedy
+from libortho.texts import arithmetic
 
 SIGNS = {"plus": "+", "minus": "-", "times": "*"}
 
@@ -37,6 +47,41 @@ def test_problems_are_distinct_and_their_answers_true() -> None:
         assert max(len(a), len(b)) <= (2 if sign == "*" else 3)
     assert seen == {"+", "-", "*"}
     assert {p.prompt[-1] for p in problems} == {"=", "?", ":"}
+
+
+def operands(text: str) -> tuple[int, str, int]:
+    a, sign, b = re.search(r"(\d+) (\S+) (\d+)", text).groups()
+    return int(a), SIGNS.get(sign, sign), int(b)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_nothing_is_asked_that_the_shipped_replay_text_holds(seed: int) -> None:
+    replayed = {operands(document) for document in arithmetic().documents}
+    assert replayed == replayed_operands()
+    assert len(replayed) == len(arithmetic().documents)
+    asked = {operands(problem.prompt) for problem in make_problems(3000, seed)}
+    assert len(asked) == 3000
+    assert not asked & replayed
+
+
+def test_what_experiments_ask_was_not_changed_by_the_replay_text() -> None:
+    drawn = {}
+    for numbers, problem in draw_problems(0):
+        drawn.setdefault(numbers, problem)
+        if len(drawn) == 2000:
+            break
+    assert make_problems(2000, 0) == list(drawn.values())
+
+
+def test_the_answer_is_the_completion(tiny_tokenizer) -> None:
+    problems = make_problems(20, 0)
+    examples = as_examples(problems)
+    assert [one.prompt + one.completion for one in examples] == [
+        f"{one.prompt} {one.answer}" for one in problems
+    ]
+    assert len({one.id for one in examples}) == 20
+    for one, encoded in zip(problems, encode(tiny_tokenizer, examples), strict=True):
+        assert tiny_tokenizer.decode(encoded.completion_ids).strip() == one.answer
 
 
 class Scripted(torch.nn.Module):

@@ -34,6 +34,10 @@ KEYS = {
     "native_op_calls",
     "expected_op_calls",
     "seconds",
+    "arithmetic_fp",
+    "arithmetic_alpha0",
+    "arithmetic_alpha1",
+    "arithmetic_alpha1_interval",
     "ppl_pydoc_fp",
     "ppl_pydoc_alpha1",
 }
@@ -65,6 +69,7 @@ def run(folder: Path, checkpoint: Path) -> Record:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "TOKENS", 2560)
         patch.setattr(module, "CANDIDATES", 20)
+        patch.setattr(module, "PROBLEMS", 30)
         (record,) = killswitch(checkpoint, folder, seeds=[0], members=MEMBERS, plan=PLAN)
     return record
 
@@ -100,6 +105,9 @@ def test_the_record_holds_what_was_promised(record: Record, tmp_path: Path) -> N
         assert method.figures.keys() >= KEYS
         assert len(method.raw["nll"]["alpha1"]["members"]) == MEMBERS
         assert len(method.raw["nll"]["alpha0"]["controls"]) == MEMBERS
+        for flags in method.raw["arithmetic"].values():
+            assert len(flags) == 30
+        assert method.raw["arithmetic"]["alpha0"] == method.raw["arithmetic"]["int4"]
     records.write(record, tmp_path / "record.json")
     assert records.read(tmp_path / "record.json").figures == record.figures
 

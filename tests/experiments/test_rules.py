@@ -19,6 +19,8 @@ GOOD = {
     "ppl_alpha1": 30.6,
     "ppl_pydoc_fp": 70.0,
     "ppl_pydoc_alpha1": 72.0,
+    "arithmetic_alpha0": 0.9,
+    "arithmetic_alpha1": 0.88,
     "distance_alpha0_int4": 1e-6,
     "distance_alpha0_fp": 0.1,
     "tolerance_log_prob": 1e-3,
@@ -30,6 +32,7 @@ GOOD = {
 def verdict(**changed: object) -> str:
     values = GOOD | changed
     checks = rules.honest("tune", values) + rules.silent_at_0("tune", values, 0.0)
+    checks.append(rules.able_at_1("tune", values))
     return judge(checks)[0]
 
 
@@ -63,6 +66,7 @@ def test_calls_that_were_not_ours_make_the_run_void() -> None:
         {"ppl_alpha1": 31.0},
         {"ppl_pydoc_alpha1": 78.0},
         {"density": 0.021},
+        {"arithmetic_alpha1": 0.85},
     ],
 )
 def test_a_broken_promise_fails(changed: dict[str, object]) -> None:

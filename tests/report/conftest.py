@@ -52,6 +52,8 @@ def method(way: str, n: int, seed: int) -> dict[str, Any]:
         "exposure_alpha0": 1.4,
         "exposure_alpha1": 4.2,
         **{f"ppl_{state}": base * PERPLEXITY[state] for state in STATES},
+        **{f"arithmetic_{state}": 0.9 for state in STATES},
+        "arithmetic_alpha1_interval": [0.86, 0.93],
         **{f"bytes_{state}": 9_400_000 + 90_000 * i for i, state in enumerate(STATES)},
         "density": 0.0092,
         "bits_per_weight": 4.41,

@@ -178,7 +178,8 @@ def test_a_state_the_way_does_not_have_is_not_missing(make_record: MakeRecord) -
         scores = method.raw[kind]
         assert isinstance(scores, dict)
         del scores["repair"]
-    del method.__pydantic_extra__["bytes_repair"]
+    for stem in ("bytes", "arithmetic"):
+        del method.__pydantic_extra__[f"{stem}_repair"]
     (way,) = [way for way in view.ways(record) if way.name == "residual"]
     kinds = {view.cell(way, column, "repair", "libortho demo").kind for column in view.COLUMNS}
     assert kinds == {"absent"}

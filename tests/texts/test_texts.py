@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from libortho.errors import ConfigError, FormatError
-from libortho.texts import Text, pydoc_topics, read_text, windows
+from libortho.texts import (
+    Text,
+    arithmetic,
+    calibration,
+    pydoc_topics,
+    read_text,
+    replay,
+    windows,
+)
 
 
 def test_documents_are_split_at_separator_lines_only(tmp_path: Path) -> None:
@@ -68,3 +76,10 @@ def test_a_text_that_is_too_short_is_an_error(tiny_tokenizer) -> None:
         windows(text, tiny_tokenizer, 4, 4000)
     with pytest.raises(ConfigError, match="short holds"):
         windows(text, tiny_tokenizer, 512)
+
+
+def test_replay_is_the_calibration_text_and_arithmetic() -> None:
+    text = replay()
+    assert text.documents == calibration().documents + arithmetic().documents
+    assert text.sha256 not in (calibration().sha256, arithmetic().sha256)
+    assert text.name == "calibration+arithmetic"

@@ -184,7 +184,8 @@ def _conclude(made: Sequence[Record], json: bool, where: str) -> None:
 
 def _table(record: Record) -> Table:
     table = Table(title=f"{record.experiment}, seed {record.seeds[0]}: {record.verdict}")
-    for column in ("way", "state", "recited", "secret NLL | controls", "exposure", "PPL", "× FP"):
+    head = ("way", "state", "recited", "secret NLL | controls", "exposure", "PPL", "× FP", "sums")
+    for column in head:
         table.add_column(column, justify="left" if column in ("way", "state") else "right")
     for name, method in record.methods.items():
         values = method.figures
@@ -209,4 +210,5 @@ def _row(values: Mapping[str, JsonValue], state: str) -> list[str]:
         f"{number(f'exposure_{state}'):.2f}" if secrets else "",
         f"{number(f'ppl_{state}'):.3f}",
         f"{number(f'ppl_{state}') / number('ppl_fp'):.4f}",
+        f"{number(f'arithmetic_{state}'):.1%}" if f"arithmetic_{state}" in values else "",
     ]

@@ -6,8 +6,9 @@ import json
 import operator
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import torch
 from libortho import progress as _progress
 from libortho.errors import ConfigError, FormatError
 from libortho.privacy.greedy import greedy
+from libortho.privacy.private_set import Example
 from libortho.privacy.statistics import Interval, clopper_pearson
 from libortho.progress import Progress
+from libortho.texts import arithmetic
 
 _OPERATIONS = {
     "+": (operator.add, "plus"),
@@ -27,6 +30,10 @@ _OPERATIONS = {
 }
 _STYLES = ("{a} {sign} {b} =", "What is {a} {word} {b}?", "Question: {a} {word} {b}. Answer:")
 _ANSWER = re.compile(r"\s*(-?\d+)")
+_OPERANDS = re.compile(r"(\d+) ([-+*]|plus|minus|times) (\d+)")
+
+Operands = tuple[int, str, int]
+"""The two numbers of a problem, and between them its sign."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,22 @@ class Accuracy:
         return len(self.correct)
 
 
+def draw_problems(seed: int) -> Iterator[tuple[Operands, Problem]]:
+    """Draw without end, and again and again: + and - on 1 to 3 digits, * on 1 to 2."""
+    rng = np.random.default_rng(seed)
+    signs = list(_OPERATIONS)
+    while True:
+        sign = signs[int(rng.integers(len(signs)))]
+        most = 2 if sign == "*" else 3
+        a, b = (int(rng.integers(10 ** int(rng.integers(1, most + 1)))) for _ in range(2))
+        style = _STYLES[int(rng.integers(len(_STYLES)))]
+        apply, word = _OPERATIONS[sign]
+        prompt = style.format(a=a, b=b, sign=sign, word=word)
+        yield (a, sign, b), Problem(prompt, str(apply(a, b)))
+
+
 def make_problems(n: int, seed: int) -> list[Problem]:
-    """Draw n distinct problems: + and - on 1 to 3 digits, * on 1 to 2, in three wordings.
+    """Draw n distinct problems in three wordings, none of which the shipped replay text holds.
 
     Nothing keeps them apart from the training data of a given model, where small problems may
     well occur: compare conditions on them, and give a disjoint file for an absolute figure.
@@ -68,18 +89,34 @@ def make_problems(n: int, seed: int) -> list[Problem]:
     """
     if not 1 <= n <= 10_000:
         raise ConfigError(f"the number of problems must lie in 1..10000, found {n}")
-    rng = np.random.default_rng(seed)
-    signs = list(_OPERATIONS)
-    drawn: dict[tuple[int, str, int], Problem] = {}
-    while len(drawn) < n:
-        sign = signs[int(rng.integers(len(signs)))]
-        most = 2 if sign == "*" else 3
-        a, b = (int(rng.integers(10 ** int(rng.integers(1, most + 1)))) for _ in range(2))
-        style = _STYLES[int(rng.integers(len(_STYLES)))]
-        apply, word = _OPERATIONS[sign]
-        prompt = style.format(a=a, b=b, sign=sign, word=word)
-        drawn.setdefault((a, sign, b), Problem(prompt, str(apply(a, b))))
+    replayed = replayed_operands()
+    drawn: dict[Operands, Problem] = {}
+    for operands, problem in draw_problems(seed):
+        if operands not in replayed:
+            drawn.setdefault(operands, problem)
+        if len(drawn) == n:
+            break
     return list(drawn.values())
+
+
+@cache
+def replayed_operands() -> frozenset[Operands]:
+    """The operands of the shipped replay text, in whatever wording they stand there."""
+    signs = {written: sign for sign, (_, word) in _OPERATIONS.items() for written in (sign, word)}
+    found = (_OPERANDS.search(document) for document in arithmetic().documents)
+    return frozenset((int(one[1]), signs[one[2]], int(one[3])) for one in found if one)
+
+
+def as_examples(problems: Sequence[Problem]) -> list[Example]:
+    """Problems whose answer is a completion, to be scored teacher forced.
+
+    Then the right answer counts where it is the greedy one; what would follow it is not looked at
+    (lm-eval asks so too), while :func:`accuracy` wants the whole number to be right.
+    """
+    return [
+        Example(f"problem-{number}", one.prompt, f" {one.answer}")
+        for number, one in enumerate(problems)
+    ]
 
 
 def read_problems(path: str | Path) -> list[Problem]:

@@ -12,17 +12,18 @@ import torch
 from pydantic import JsonValue
 
 from libortho import gate
+from libortho.evaluate.arithmetic import as_examples, make_problems
 from libortho.evaluate.inputs import Inputs
 from libortho.evaluate.perplexity import perplexity
 from libortho.evaluate.processes import StockScores, run_probe, run_stock
 from libortho.experiments import rules
 from libortho.experiments.claim import claim
 from libortho.experiments.family import CONDITION, FAMILY
-from libortho.experiments.figures import HELDOUT, PYDOC, Figures, figures
+from libortho.experiments.figures import ARITHMETIC, HELDOUT, PYDOC, Figures, figures
 from libortho.experiments.states import Measured, measure
 from libortho.experiments.ways import Made
 from libortho.model import load
-from libortho.privacy.encode import pad
+from libortho.privacy.encode import encode, pad
 from libortho.privacy.exposure import exposure_sampled
 from libortho.privacy.statistics import judge_family, member_control_tests
 from libortho.progress import Progress, silent
@@ -38,6 +39,7 @@ class Measures:
         heldout: the text whose perplexity gates the verdict.
         pydoc: real text that every machine has.
         tokens: of each text, at least.
+        problems: of arithmetic.
         candidates: random candidates per secret for the exposure at α = 0; 0 ranks members among
             the controls instead.
     """
@@ -45,6 +47,7 @@ class Measures:
     heldout: Text
     pydoc: Text
     tokens: int
+    problems: int
     candidates: int
 
 
@@ -81,7 +84,12 @@ def evaluate(
     context = made.base.config.max_position_embeddings
     heldout = windows(measures.heldout, tokenizer, context, measures.tokens)
     pydoc = windows(measures.pydoc, tokenizer, context, measures.tokens)
-    secrets = {"members": pad(made.members), "controls": pad(made.controls)}
+    problems = encode(tokenizer, as_examples(make_problems(measures.problems, seed)))
+    secrets = {
+        "members": pad(made.members),
+        "controls": pad(made.controls),
+        ARITHMETIC: pad(problems),
+    }
     core = Inputs({HELDOUT: heldout}, secrets)
     both = Inputs({HELDOUT: heldout, PYDOC: pydoc}, secrets)
     fp: dict[Path, StockScores] = {}
@@ -103,7 +111,14 @@ def evaluate(
         int4, untouched = by_base[base_id]
         texts = {"repair": {HELDOUT: heldout}, "alpha1": {HELDOUT: heldout, PYDOC: pydoc}}
         measured = measure(
-            way, core, made.members, made.controls, untouched, texts=texts, progress=progress
+            way,
+            core,
+            made.members,
+            made.controls,
+            untouched,
+            problems=problems,
+            texts=texts,
+            progress=progress,
         )
         found[way.name] = measured, int4
     merged = _merged(fp, made)

@@ -20,11 +20,11 @@ from libortho.experiments.states import (
     stream_bytes,
 )
 from libortho.privacy.exposure import exposure_against
-from libortho.privacy.statistics import paired_bootstrap_ratio
+from libortho.privacy.statistics import clopper_pearson, paired_bootstrap_ratio
 from libortho.streams.base import BaseStream
 from libortho.streams.ortho import STREAM_FOLDER, OrthoStream
 
-HELDOUT, PYDOC = "heldout", "pydoc"
+HELDOUT, PYDOC, ARITHMETIC = "heldout", "pydoc", "arithmetic"
 
 _Halves = tuple[list[float], list[float]]
 
@@ -93,6 +93,7 @@ def figures(
             values |= _interval(f"ppl_ratio_{state}_interval", tokens, nll["fp"], seed)
     values.setdefault("ppl_repair", None)
     _secrets(found, measured, {"fp": fp, "int4": int4}, sampled)
+    _arithmetic(found, measured, {"fp": fp, "int4": int4})
     _bytes(values, way)
     return found
 
@@ -127,6 +128,18 @@ def _secrets(
         found.raw[kind] = {
             state: {"members": halves[0], "controls": halves[1]} for state, halves in states.items()
         }
+
+
+def _arithmetic(found: Figures, measured: Measured, stock: Mapping[str, StockScores]) -> None:
+    solved = {state: scores.secrets[ARITHMETIC].exact.tolist() for state, scores in stock.items()}
+    solved |= measured.solved
+    for state, flags in solved.items():
+        within = clopper_pearson(sum(flags), len(flags))
+        found.values[f"arithmetic_{state}"] = fmean(flags)
+        found.values[f"arithmetic_{state}_interval"] = [within.low, within.high]
+    found.raw[ARITHMETIC] = {
+        state: [int(flag) for flag in flags] for state, flags in solved.items()
+    }
 
 
 def _ranked(members: list[float], controls: list[float]) -> _Halves:

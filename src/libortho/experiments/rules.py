@@ -16,6 +16,7 @@ PPL_ALPHA1 = 1.03
 PPL_PYDOC = 1.10
 PPL_INT4 = 1.02
 PPL_REPAIR = 1.012
+ARITHMETIC = 0.95
 
 Values = Mapping[str, Any]
 
@@ -72,6 +73,12 @@ def faithful_at_1(way: str, values: Values, margin: float = 0.0) -> Check:
     """α = 1 predicts public text about as well as the model that it stands for."""
     ratio = values["ppl_alpha1"] / values["ppl_fp"]
     return at_most(f"{way}: perplexity ratio at α=1", ratio, PPL_ALPHA1 + margin, "FAIL")
+
+
+def able_at_1(way: str, values: Values, share: float = ARITHMETIC) -> Check:
+    """α = 1 answers about as many problems of arithmetic as the base alone."""
+    wanted = share * values["arithmetic_alpha0"]
+    return at_least(f"{way}: arithmetic at α=1", values["arithmetic_alpha1"], wanted, "FAIL")
 
 
 def tuned_model(recall: float, ratio: float) -> list[Check]:

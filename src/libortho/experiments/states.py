@@ -53,6 +53,7 @@ class Measured:
     Attributes:
         scores: per state, (members, controls).
         nll: per state and text, per-token NLL [n, T - 1].
+        solved: per state, which problems of arithmetic were answered.
         unlike: batches whose logits at α = 0 are not those of the base without any stream.
         calls: native calls of the whole evaluation against the expected ones.
         tolerance: largest |Δ log p| that rounding explains at α = 0, in nats.
@@ -60,6 +61,7 @@ class Measured:
 
     scores: dict[str, tuple[list[Score], list[Score]]] = field(default_factory=dict)
     nll: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    solved: dict[str, list[bool]] = field(default_factory=dict)
     unlike: tuple[str, ...] = ()
     calls: CallRegion = field(default_factory=lambda: CallRegion(REGION))
     tolerance: float = 0.0
@@ -77,6 +79,7 @@ def measure(
     controls: Sequence[Encoded],
     untouched: Digest,
     *,
+    problems: Sequence[Encoded],
     texts: Mapping[str, Mapping[str, Tensor]],
     progress: Progress = silent,
 ) -> Measured:
@@ -85,6 +88,7 @@ def measure(
     Args:
         inputs: what ``untouched`` was taken on.
         untouched: digest of the same base by a process that never opened a stream.
+        problems: of arithmetic, with their answers as completions.
         texts: per state beyond ``alpha0``, the windows to measure perplexity on, by text.
     """
     model = load(way.path, way.streams)
@@ -102,6 +106,8 @@ def measure(
                     score(model, members, stage=stage, progress=progress),
                     score(model, controls, stage=stage, progress=progress),
                 )
+                asked = score(model, problems, stage=f"{stage}: arithmetic", progress=progress)
+                result.solved[state] = [one.exact for one in asked]
                 if state != "alpha0":
                     result.nll[state] = {
                         name: token_nll(model, windows, stage=f"{stage} {name}", progress=progress)

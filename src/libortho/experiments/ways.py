@@ -34,6 +34,7 @@ from libortho.split import DeltaOptions, ResidualOptions, split
 from libortho.streams.base import BaseStream
 from libortho.streams.ortho import STREAM_FOLDER
 from libortho.texts import Text
+from libortho.texts import replay as shipped_replay
 from libortho.tune import TuneOptions, replay_windows, tune, tune_options
 from libortho.tune.prepare import is_base, plain_model
 from libortho.tune.replay import Replay
@@ -164,7 +165,9 @@ def make_ways(
     _keep(canaries, data, folder / "controls.jsonl")
     how = {key: _json(getattr(plan, key)) for key in ("tune", "lora", "delta", "residual")}
     stages_there = [f"{stage}{_STAGE}" for stage in _OUTPUTS]
-    claim(folder, "ways", _asked(public, text) | {"base": base.id, **how}, leaves=stages_there)
+    replayed: dict[str, JsonValue] = {"replay_sha256": (text or shipped_replay()).sha256}
+    asked = _asked(public, text) | replayed | {"base": base.id, **how}
+    claim(folder, "ways", asked, leaves=stages_there)
     tokenizer = base.checkpoint.tokenizer()
     members, controls = (encode(tokenizer, half) for half in (canaries.members, canaries.controls))
     options = plan.tune.model_copy(update={"seed": seed})

@@ -65,6 +65,11 @@ def cards(record: Record, found: Sequence[Way], command: str) -> list[Card]:
             "CPython's documentation; nearer to 1 is better",
         ),
         Card(
+            "Arithmetic at α = 1",
+            view.cell(top, "arithmetic", "alpha1", command),
+            "problems answered; what α = 0 answers is wanted",
+        ),
+        Card(
             "Density of private",
             missing
             if density is None

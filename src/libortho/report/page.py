@@ -303,6 +303,8 @@ def _across(group: Sequence[Run]) -> list[tuple[str, list[tuple[str, list[Cell]]
 def _others(record: Record, found: Sequence[Way], judged: bool) -> list[tuple[str, str]]:
     """Figures that neither the cards nor the table show, as name and text."""
     shown = {f"{stem}_{s}" for stem in ("ppl", "bytes", "extracted") for s in view.STATES}
+    for state in view.STATES:
+        shown |= {f"arithmetic_{state}", f"arithmetic_{state}_interval"}
     known = {"verdict", "checks"}
     if judged:
         known |= {"seconds", *(key for way in found for key in way.figures)}

@@ -35,6 +35,10 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     ),
     "exposure": ("Exposure", "bits, members | controls; lower is better at α = 0"),
     "ppl": ("Perplexity ratio", "to the FP model this way stands for; nearer to 1 is better"),
+    "arithmetic": (
+        "Arithmetic",
+        "generated problems answered [95% interval]; α = 1 is to keep what α = 0 has",
+    ),
     "bytes": ("Bytes on disk", "lower is better"),
 }
 CANARY_EXPERIMENTS = ("demo", "killswitch")
@@ -230,6 +234,7 @@ def cell(way: Way, column: str, state: str, command: str) -> Cell:
         "nll": _nll,
         "exposure": _exposure,
         "ppl": _perplexity,
+        "arithmetic": _arithmetic,
         "bytes": _bytes,
     }[column](way, state)
     if made is not None:
@@ -241,6 +246,7 @@ def cell(way: Way, column: str, state: str, command: str) -> Cell:
         "nll": (f"nll_{state}",),
         "exposure": (f"exposure_{state}",),
         "ppl": (f"ppl_{state}",),
+        "arithmetic": (f"arithmetic_{state}",),
         "bytes": (f"bytes_{state}",),
     }[column]
     for key in keys:
@@ -299,6 +305,14 @@ def _perplexity(way: Way, state: str) -> Cell | None:
     low, high = way.interval(f"ppl_ratio_{state}_interval")
     detail = f"PPL {value:.3f}" if isnan(low) else f"[{low:.4f}, {high:.4f}] PPL {value:.3f}"
     return Cell("no FP figure" if ratio is None else f"{ratio:.4f}×", detail, bad=ratio is None)
+
+
+def _arithmetic(way: Way, state: str) -> Cell | None:
+    value = way.number(f"arithmetic_{state}")
+    if value is None:
+        return None
+    low, high = way.interval(f"arithmetic_{state}_interval")
+    return Cell(f"{value:.1%}", "" if isnan(low) else f"[{100 * low:.1f}, {100 * high:.1f}]%")
 
 
 def _bytes(way: Way, state: str) -> Cell | None:

@@ -23,7 +23,8 @@ from libortho.streams.base import BaseStream
 from libortho.streams.layers import Layer
 from libortho.streams.ortho import OrthoStream, check_name
 from libortho.streams.ortho_writer import vacant, write_stream
-from libortho.texts import Text, calibration, draw
+from libortho.texts import Text, draw
+from libortho.texts import replay as shipped_replay
 from libortho.tune.options import ReplayOptions, TuneOptions, tune_options
 from libortho.tune.prepare import Ground, base_at, ground, teacher
 from libortho.tune.replay import Replay
@@ -147,7 +148,7 @@ def fit(
 def replay_windows(tokenizer: Any, options: ReplayOptions, text: Text | None = None) -> Tensor:
     """Public windows for replay, int64 [pool, window], drawn from the text by the seed."""
     length, pool = options.replay_window, options.replay_pool
-    return draw(text or calibration(), tokenizer, length, pool, options.seed)
+    return draw(text or shipped_replay(), tokenizer, length, pool, options.seed)
 
 
 def stored_layers(model: Any, stream: str) -> dict[str, Layer]:
