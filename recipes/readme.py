@@ -19,10 +19,12 @@ TABLED = ("demo", "killswitch")
 WORDS: Mapping[str, Mapping[str, str]] = {
     "README.md": {
         "head": "| {name}: {verdict} | recited at α=1 | recited at α=0 | secret NLL at α=0, "
-        "members / controls | perplexity α=0 / α=1 over its FP model | α=0 identical to the base |",
+        "members / controls | perplexity α=0 / α=1 over its FP model | arithmetic α=0 / α=1 | "
+        "α=0 identical to the base |",
         "yes": "yes",
         "no": "NO",
         "own": "its own base, which has seen the secrets",
+        "unmeasured": "unmeasured",
         "foot": "{n} secrets each time, trained on {device}, evaluated by {backend}, commit "
         "`{commit}`; records: {links}.",
         "seed": "seed {seed}",
@@ -30,10 +32,11 @@ WORDS: Mapping[str, Mapping[str, str]] = {
     },
     "README.zh-CN.md": {
         "head": "| {name}：{verdict} | α=1 时背出 | α=0 时背出 | α=0 时秘密的 NLL，成员 / 对照 | "
-        "困惑度 α=0 / α=1 与其浮点模型之比 | α=0 与 base 逐位相同 |",
+        "困惑度 α=0 / α=1 与其浮点模型之比 | 算术 α=0 / α=1 | α=0 与 base 逐位相同 |",
         "yes": "是",
         "no": "否",
         "own": "它自己的 base，已见过秘密",
+        "unmeasured": "未测量",
         "foot": "每次 {n} 个秘密，训练于 {device}，评测后端 {backend}，提交 `{commit}`；"
         "记录：{links}。",
         "seed": "种子 {seed}",
@@ -106,6 +109,10 @@ def _row(way: str, seeds: Sequence[Mapping[str, Any]], words: Mapping[str, str])
     def nll(key: str) -> str:
         return _span([values[key] for values in seeds], ".1f")
 
+    def arithmetic(key: str) -> str:
+        return _span([100 * values[key] for values in seeds], ".1f") + "%"
+
+    asked = all("arithmetic_alpha1" in values for values in seeds)
     same = words["yes" if all(values["identical_alpha0"] for values in seeds) else "no"]
     cells = [
         f"`{way}`",
@@ -113,6 +120,9 @@ def _row(way: str, seeds: Sequence[Mapping[str, Any]], words: Mapping[str, str])
         total("extracted_alpha0"),
         f"{nll('nll_alpha0')} / {nll('nll_alpha0_controls')}",
         f"{ratio('ppl_alpha0')} / {ratio('ppl_alpha1')}",
+        f"{arithmetic('arithmetic_alpha0')} / {arithmetic('arithmetic_alpha1')}"
+        if asked
+        else words["unmeasured"],
         same if seeds[0]["guarantee"] == "exact" else words["own"],
     ]
     return "| " + " | ".join(cells) + " |"
