@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from libortho.errors import ConfigError, FormatError
 from libortho.privacy.authors import FACTS, NAME, write_authors
-from libortho.privacy.questions import DOWNLOAD, read_sets
+from libortho.privacy.questions import DOWNLOAD, Question, read_sets, write_questions
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_authors(tmp_path / "data", 2, 3, seed=1, sums=5)
+    write_authors(tmp_path / "data", 2, 3, seed=1)
     return tmp_path / "data"
 
 
@@ -28,7 +29,6 @@ def test_generated_authors_are_in_the_files_of_tofu(folder: Path) -> None:
         "retain60.json",
         "forget40_perturbed.json",
         "retain_perturbed.json",
-        "sums_perturbed.json",
     }
     assert set(rows(folder / "forget40.json")[0]) == {"question", "answer"}
     assert set(rows(folder / "retain_perturbed.json")[0]) == {
@@ -43,7 +43,6 @@ def test_generated_authors_are_in_the_files_of_tofu(folder: Path) -> None:
     assert {name: len(found) for name, found in sets.probes.items()} == {
         "forget": 2 * FACTS,
         "retain": 3 * FACTS,
-        "sums": 5,
     }
     assert "tofu" not in NAME.lower()
 
@@ -62,15 +61,29 @@ def test_facts_agree_and_wrong_answers_are_wrong(folder: Path) -> None:
         assert author.answer.removesuffix(".").endswith(
             book.question.removesuffix("?").split(" of ", 1)[1]
         )
-    for row in sets.probes["sums"]:
-        a, b = row.question.removesuffix(".").split(" plus ")
-        assert int(row.answer) == int(a) + int(b)
+
+
+def test_a_row_is_framed_unless_it_is_verbatim(folder: Path) -> None:
+    framed = Question("Who?", "Me.", "It is me.", ("You.",))
+    bare = replace(framed, question="I am", verbatim=True)
+    write_questions(folder / "known_perturbed.json", [framed, bare], probes=True)
+    assert read_sets(folder).probes["known"] == (framed, bare)
+    assert [row.prompt for row in (framed, bare)] == ["Question: Who?\nAnswer:", "I am"]
+
+
+def test_fewer_probes_are_spread_over_a_set(folder: Path) -> None:
+    sets = read_sets(folder)
+    short = sets.shortened(25)
+    assert short.probes["forget"] == sets.probes["forget"]
+    whole = sets.probes["retain"]
+    assert short.probes["retain"] == tuple(whole[i * 30 // 25] for i in range(25))
+    assert len(set(short.probes["retain"])) == 25
 
 
 def test_the_seed_decides(folder: Path, tmp_path: Path) -> None:
     found = []
     for name, seed in (("same", 1), ("other", 2)):
-        write_authors(tmp_path / name, 2, 3, seed=seed, sums=5)
+        write_authors(tmp_path / name, 2, 3, seed=seed)
         found.append(read_sets(tmp_path / name).sha256)
     assert found[0] == read_sets(folder).sha256 != found[1]
     with pytest.raises(ConfigError, match="1 of 3 authors"):
@@ -105,7 +118,9 @@ def test_of_several_splits_forget10_is_read(folder: Path) -> None:
 
 def test_every_bad_line_is_told(folder: Path) -> None:
     (folder / "forget40.json").write_text('{"question": "Who?"}\nno json\n')
-    (folder / "sums_perturbed.json").write_text('{"question": "a", "answer": "b"}\n[]\n')
+    odd = {"question": "a", "answer": "b", "perturbed_answer": ["c"], "verbatim": "yes"}
+    wrong = ('{"question": "a", "answer": "b"}', "[]", json.dumps(odd))
+    (folder / "sums_perturbed.json").write_text("\n".join(wrong))
     with pytest.raises(FormatError) as told:
         read_sets(folder)
     for fault in (
@@ -113,5 +128,6 @@ def test_every_bad_line_is_told(folder: Path) -> None:
         "forget40.json, line 2: ",
         "sums_perturbed.json, line 1: perturbed_answer is no list",
         "sums_perturbed.json, line 2: expected an object, found list",
+        "sums_perturbed.json, line 3: verbatim is neither true nor false: 'yes'",
     ):
         assert fault in str(told.value)

@@ -58,6 +58,11 @@ class Answers:
             return [min(one, 1 / one) for one in self.truth_ratio]
         return [max(0.0, 1 - one) for one in self.truth_ratio]
 
+    def only(self, questions: Sequence[int]) -> Answers:
+        """The answers to some of the questions, by index."""
+        columns = (self.probability, self.rouge, self.truth_ratio)
+        return Answers(*([values[index] for index in questions] for values in columns))
+
     def metrics(self, name: str) -> tuple[list[float], list[float], list[float]]:
         """The three columns that a set contributes."""
         return self.probability, self.rouge, self.truth(name)

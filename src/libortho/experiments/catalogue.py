@@ -18,6 +18,7 @@ from libortho.experiments import (
     genius,
     separation_plan,
     unlearning,
+    unlearning_plan,
 )
 from libortho.experiments.killswitch import MEMBERS, killswitch, utility
 from libortho.experiments.performance import performance
@@ -155,7 +156,7 @@ def _dp(ask: Ask, seed: int) -> list[Record]:
 
 
 def _unlearning(ask: Ask, seed: int) -> list[Record]:
-    plan = unlearning.SMALL if ask.small else unlearning.FULL
+    plan = unlearning_plan.SMALL if ask.small else unlearning_plan.FULL
     return unlearning.unlearning(
         ask.model, ask.folder, data=ask.data, plan=plan, **ask.common(seed)
     )

@@ -1,8 +1,9 @@
 """``unlearning``: does closing a stream look like never having been trained on its data?
 
 The rows to forget are learned in three ways: by the whole model together with the others, not at
-all, and by a private stream over the rounded model that learned the others alone. TOFU's metrics
-(Maini et al. 2024, arXiv 2401.06121) say how each of them answers.
+all, and by a private stream over the rounded model that learned the others alone. Tenants then
+share that base: each has a part of the rows in a stream of its own. TOFU's metrics (Maini et al.
+2024, arXiv 2401.06121) say how each of them answers.
 """
 
 from __future__ import annotations
@@ -13,83 +14,58 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
-from pydantic import JsonValue
 
 from libortho import gate, records
-from libortho.baselines import UnlearnOptions, unlearn
+from libortho.baselines import unlearn
 from libortho.checkpoint import Checkpoint
-from libortho.evaluate.forgetting import Answers, answers, forget_quality, model_utility
+from libortho.evaluate import sums
+from libortho.evaluate.forgetting import Answers, answers
 from libortho.experiments.claim import claim
-from libortho.experiments.natural import Training, contaminate
+from libortho.experiments.natural import contaminate
 from libortho.experiments.states import backend_name
-from libortho.experiments.verdict import Check, as_json, at_least, exactly, judge
+from libortho.experiments.unlearning_plan import FULL, Plan
+from libortho.experiments.unlearning_rules import (
+    ALPHA0,
+    ALPHA1,
+    RETRAINED,
+    TUNED,
+    by_tenant,
+    figures,
+    kept,
+    learned,
+    separate,
+)
+from libortho.experiments.unlearning_tenants import parts
+from libortho.experiments.verdict import Check, as_json, exactly, judge
 from libortho.model import load
 from libortho.privacy import authors
 from libortho.privacy.encode import encode
 from libortho.privacy.private_set import write_jsonl
-from libortho.privacy.questions import DOWNLOAD, FORGET, QuestionSets, read_sets
-from libortho.privacy.statistics import bootstrap_ci
+from libortho.privacy.questions import (
+    DOWNLOAD,
+    FORGET,
+    PROBES,
+    QuestionSets,
+    read_sets,
+    write_questions,
+)
 from libortho.progress import Progress, silent
 from libortho.quantize import quantize
 from libortho.records import Record, write_atomic
-from libortho.split import ForgetOptions, split
-from libortho.texts import Text, calibration, draw
-from libortho.tune import TuneOptions, tune, tune_options
+from libortho.split import split
+from libortho.streams.ortho import STREAM_FOLDER
+from libortho.texts import Text, draw, replay
+from libortho.tune import tune
 from libortho.tune.prepare import is_base, plain_model
 
 NAME = "unlearning"
-TUNED, RETRAINED = "tuned", "retrained"
-ALPHA0, ALPHA1 = "alpha0", "alpha1"
-LEARNED = 0.9
-SIGNIFICANCE = 0.05
-UTILITY = 0.97
-_STREAM = "private"
+BASE, STREAM, TENANTS = "base", "private", "tenants"
 _DONE = ".done.json"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much of everything.
-
-    Attributes:
-        forget, retain: authors on either side, where the data is generated.
-        probes: questions asked of a set, at most.
-        exposures: how often each row comes by in training.
-        window: tokens of a window of public text, which goes along with every step.
-        training: of the two whole models.
-        tune: of the private stream.
-        forgetting: of the sieve `forget` on the tuned model; None leaves it out.
-        npo: of the baseline; None leaves it out.
-    """
-
-    forget: int = 8
-    retain: int = 32
-    probes: int = 400
-    exposures: int = 30
-    window: int = 128
-    training: Training = field(default_factory=lambda: Training(steps=300, batch=4))
-    tune: TuneOptions = field(default_factory=lambda: tune_options(steps=300))
-    forgetting: ForgetOptions | None = field(default_factory=ForgetOptions)
-    npo: UnlearnOptions | None = field(default_factory=UnlearnOptions)
-
-
-FULL = Plan()
-SMALL = Plan(
-    forget=4,
-    retain=6,
-    probes=40,
-    exposures=20,
-    training=Training(steps=60, batch=1),
-    tune=tune_options(steps=80, settle=10, replay_batch=1),
-    forgetting=None,
-    npo=None,
-)
 
 
 def unlearning(
@@ -108,10 +84,10 @@ def unlearning(
     Args:
         folder: gets ``unlearning/``.
         data: a folder of TOFU's files; fictional authors are generated where there is none.
-        text: public text that goes along with training; default the shipped samples.
+        text: public text that goes along with training; default the shipped replay text.
 
     Raises:
-        ConfigError: ``data`` lacks files; all of them are named.
+        ConfigError: ``data`` lacks files, all of them are named; or a tenant has no question.
         FormatError: bad lines in them.
     """
     return [
@@ -134,47 +110,58 @@ class _Run:
     ) -> None:
         self.public, self.plan, self.seed = public, plan, seed
         self.data, self.text, self.device, self.progress = data, text, device, progress
+        self.shown = text or replay()
         self.checkpoint = Checkpoint(public)
         self.tokenizer = self.checkpoint.tokenizer()
         if data is None:
-            drawn = f"authors-{seed}-{plan.forget}-{plan.retain}"
-            authors.write_authors(folder / drawn, plan.forget, plan.retain, seed)
-            sets = read_sets(folder / drawn)
+            drawn = folder / f"authors-{seed}-{plan.forget}-{plan.retain}-{plan.probes}"
+            authors.write_authors(drawn, plan.forget, plan.retain, seed)
+            known = sums.draw_sums(plan.probes, seed)
+            write_questions(drawn / f"{sums.NAME}{PROBES}", known, probes=True)
+            sets = read_sets(drawn)
         else:
             sets = read_sets(data)
         self.sets: QuestionSets = sets.shortened(plan.probes)
         asked = {
             "public_sha256": self.checkpoint.sha256(),
             "data_sha256": sets.sha256,
-            "text_sha256": text.sha256 if text else "shipped",
-            **_as_json(plan),
+            "text_sha256": self.shown.sha256,
+            **plan.as_json(),
         }
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
         self.folder = folder / f"seed-{seed}-{key}"
         claim(self.folder, NAME, asked)
-        self.forget = self.folder / "forget.jsonl"
+        self.seconds = 0.0
         rows = [row.example(f"{FORGET}-{i}") for i, row in enumerate(sets.forget)]
+        self.forget = self.folder / "forget.jsonl"
         write_jsonl(self.forget, map(asdict, rows))
+        self.tenants = parts(self.sets, plan.tenants)
+        for name, part in self.tenants.items():
+            write_jsonl(self.folder / f"{name}.jsonl", (asdict(rows[index]) for index in part.rows))
 
     def record(self) -> Record:
-        begin = time.monotonic()
         self._trained(TUNED)
         self._trained(RETRAINED)
         found = {TUNED: self._asked(TUNED), RETRAINED: self._asked(RETRAINED)}
-        checks = _learned(found, self.seed)
+        checks = learned(found, self.seed)
         left_out = {}
         # What shows that the run says nothing is looked at before the rest is trained.
         if all(check.held for check in checks):
-            self._stream()
+            self._rounded()
+            self._taught(STREAM, self.forget)
             found |= {state: self._asked(state) for state in (ALPHA0, ALPHA1)}
-            checks += [*_kept(found, self.seed), self._untouched()]
+            checks += [*kept(found, self.seed), self._untouched(found)]
+            checks += self._apart(found)
             for name, made in (("forget", self._sieve), ("npo", self._npo)):
                 if made():
                     found[name] = self._asked(name)
                 else:
                     left_out[f"`{name}` on the tuned model"] = self._command()
         verdict, reason = judge(checks)
-        figures = {name: _figures(one, found[RETRAINED], self.seed) for name, one in found.items()}
+        methods = {name: figures(one, found[RETRAINED], self.seed) for name, one in found.items()}
+        questions = {name: part.questions for name, part in self.tenants.items()}
+        for state in {ALPHA0, TENANTS, *questions} & found.keys():
+            methods[state] |= by_tenant(found, state, questions, self.seed)
         if self.data is None:
             left_out["TOFU, forget10"] = (
                 f"{DOWNLOAD} && libortho experiment {NAME} --data TOFU --model CHECKPOINT "
@@ -196,11 +183,14 @@ class _Run:
                 "split": sets.name,
                 "rows": {"forget": len(sets.forget), "retain": len(sets.retain)},
                 "probes": {name: len(rows) for name, rows in sets.probes.items()},
-                "plan": _as_json(self.plan),
+                "tenants": {name: len(part.rows) for name, part in self.tenants.items()},
+                "text": self.shown.name,
+                "text_sha256": self.shown.sha256,
+                "plan": self.plan.as_json(),
                 "device": str(self.device),
             },
-            figures={"checks": as_json(checks), "seconds": time.monotonic() - begin},
-            methods=figures,
+            figures={"checks": as_json(checks), "seconds": self.seconds},
+            methods=methods,
             not_run=left_out,
         )
 
@@ -212,12 +202,11 @@ class _Run:
 
         def make() -> None:
             steps = plan.training.steps * plan.training.batch
-            text = self.text or calibration()
             contaminate(
                 self.public,
                 encoded,
                 [plan.exposures] * len(encoded),
-                draw(text, self.tokenizer, plan.window, steps, self.seed),
+                draw(self.shown, self.tokenizer, plan.window, steps, self.seed),
                 self.folder / name,
                 replace(plan.training, seed=self.seed),
                 without=range(len(sets.forget)) if name == RETRAINED else (),
@@ -227,27 +216,50 @@ class _Run:
 
         self._once(name, make)
 
-    def _stream(self) -> None:
-        """The model that learned the others, rounded, and the rows to forget in a stream."""
-        public = self.folder / RETRAINED
-        common: dict[str, Any] = {"text": self.text, "progress": self.progress}
+    def _rounded(self) -> None:
+        """The model that learned the others, as the base of every stream."""
+        self._once(
+            BASE,
+            lambda: quantize(
+                self.folder / RETRAINED,
+                self.folder / BASE,
+                seed=self.seed,
+                text=self.text,
+                progress=self.progress,
+            ),
+        )
 
-        def make() -> None:
-            base = self.folder / _STREAM
-            quantize(public, base, seed=self.seed, **common)
-            options = self.plan.tune.model_copy(update={"seed": self.seed})
-            tune(
+    def _taught(self, stream: str, rows: Path) -> None:
+        """Rows to forget in a stream of the base."""
+        base = self.folder / BASE
+        self._once(
+            stream,
+            lambda: tune(
                 base,
-                self.forget,
+                rows,
                 base,
-                public=public,
-                stream=_STREAM,
-                options=options,
+                public=self.folder / RETRAINED,
+                stream=stream,
+                options=self.plan.tune.model_copy(update={"seed": self.seed}),
+                text=self.text,
                 device=self.device,
-                **common,
-            )
+                progress=self.progress,
+            ),
+            base / STREAM_FOLDER / stream,
+        )
 
-        self._once(_STREAM, make)
+    def _apart(self, found: dict[str, dict[str, Answers]]) -> list[Check]:
+        """A stream a tenant on the same base; adds to ``found`` what each of them answers."""
+        if not self.tenants:
+            return []
+        for name in self.tenants:
+            self._taught(name, self.folder / f"{name}.jsonl")
+        found |= {name: self._asked(name) for name in (*self.tenants, TENANTS)}
+        questions = {name: part.questions for name, part in self.tenants.items()}
+        return [
+            *separate(found, questions),
+            *(self._unread(found, name) for name in self.tenants),
+        ]
 
     def _sieve(self) -> bool:
         options = self.plan.forgetting
@@ -295,103 +307,69 @@ class _Run:
         )
         return True
 
-    def _once(self, name: str, make: Callable[[], object]) -> None:
-        """Make a folder, unless it was finished before."""
-        if not (self.folder / f"{name}{_DONE}").is_file():
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+    def _once(self, name: str, make: Callable[[], object], place: Path | None = None) -> None:
+        """Make a folder, by default of that name, unless it was finished before."""
+
+        def anew() -> dict[str, Any]:
+            shutil.rmtree(place or self.folder / name, ignore_errors=True)
             make()
-            write_atomic(self.folder / f"{name}{_DONE}", "{}\n")
+            return {}
+
+        self._noted(f"{name}.done.json", anew)
 
     def _asked(self, name: str) -> dict[str, Answers]:
         """What a model answers to every set, or what it answered before."""
-        file = self.folder / f"{name}.answers.json"
-        if not file.is_file():
+
+        def ask() -> dict[str, Any]:
             model, alpha = self._opened(name)
             with gate.alpha(alpha):
                 told = answers(
                     model, self.tokenizer, self.sets.probes, stage=name, progress=self.progress
                 )
-            write_atomic(file, json.dumps({key: asdict(one) for key, one in told.items()}))
-        kept = json.loads(file.read_text("utf-8"))
-        return {key: Answers(**one) for key, one in kept.items()}
+            return {key: asdict(one) for key, one in told.items()}
+
+        noted = self._noted(f"{name}.answers.json", ask)
+        return {key: Answers(**one) for key, one in noted.items()}
+
+    def _noted(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What a stage found, or had found before, in a file; its time counts either way."""
+        file = self.folder / name
+        if not file.is_file():
+            begin = time.monotonic()
+            told = {"found": make(), "seconds": time.monotonic() - begin}
+            write_atomic(file, json.dumps(told))
+        noted: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        self.seconds += noted["seconds"]
+        found: dict[str, Any] = noted["found"]
+        return found
 
     def _opened(self, name: str) -> tuple[Any, gate.Setting]:
         if name in (ALPHA0, ALPHA1):
-            return load(self.folder / _STREAM, [_STREAM]), {_STREAM: float(name == ALPHA1)}
+            return load(self.folder / BASE, [STREAM]), {STREAM: float(name == ALPHA1)}
+        if name == TENANTS or name in self.tenants:
+            opened = self.tenants if name == TENANTS else [name]
+            return load(self.folder / BASE, [*self.tenants]), dict.fromkeys(opened, 1.0)
         path = self.folder / name
         return (load(path) if is_base(path) else plain_model(path, "cpu")), 0.0
 
-    def _untouched(self) -> Check:
+    def _untouched(self, found: Mapping[str, Mapping[str, Answers]]) -> Check:
         """With the stream attached and closed, every answer is that of the base without any."""
         probes = {FORGET: self.sets.probes[FORGET]}
-        alone = answers(load(self.folder / _STREAM), self.tokenizer, probes, stage="base alone")
-        same = alone[FORGET] == self._asked(ALPHA0)[FORGET]
+        alone = answers(load(self.folder / BASE), self.tokenizer, probes, stage="base alone")
+        same = alone[FORGET] == found[ALPHA0][FORGET]
         return exactly("α = 0 answers as the base alone, bit for bit", same, True, "FAIL")
+
+    def _unread(self, found: Mapping[str, Mapping[str, Answers]], name: str) -> Check:
+        """With the other tenants' streams attached, a tenant gets what its own alone gives."""
+        probes = {FORGET: self.sets.probes[FORGET]}
+        model = load(self.folder / BASE, [name])
+        with gate.alpha({name: 1.0}):
+            alone = answers(model, self.tokenizer, probes, stage=f"{name} alone")
+        same = alone[FORGET] == found[name][FORGET]
+        rule = f"{name} open answers as where no other stream is attached, bit for bit"
+        return exactly(rule, same, True, "FAIL")
 
     def _command(self) -> str:
         """What runs the full plan."""
         given = f" --data {shlex.quote(str(self.data))}" if self.data else ""
         return f"libortho experiment {NAME}{given} --seed {self.seed}"
-
-
-def _learned(found: Mapping[str, Mapping[str, Answers]], seed: int) -> list[Check]:
-    """Without these the run shows nothing: there was nothing to forget, or no test sees it."""
-    tuned, retrained = (found[name][FORGET] for name in (TUNED, RETRAINED))
-    told = forget_quality(tuned, retrained).p
-    useful = model_utility(found[RETRAINED], seed).value
-    name = "tuned: forget quality, which has to tell it from the retrained model"
-    return [
-        at_least("tuned: ROUGE-L on the forget set", fmean(tuned.rouge), LEARNED, "VOID"),
-        Check(name, told < SIGNIFICANCE, "VOID", told, f"< {SIGNIFICANCE:g}"),
-        # A share of nothing would be kept by anything.
-        Check("retrained: model utility", useful > 0, "VOID", useful, "> 0"),
-    ]
-
-
-def _kept(found: Mapping[str, Mapping[str, Answers]], seed: int) -> list[Check]:
-    """The stream learned, and closing it leaves a model that never met the rows, and is useful."""
-    quality = forget_quality(found[ALPHA0][FORGET], found[RETRAINED][FORGET]).p
-    useful = UTILITY * model_utility(found[RETRAINED], seed).value
-    return [
-        at_least("α = 1: ROUGE-L on the forget set", _recalled(found[ALPHA1]), LEARNED, "VOID"),
-        at_least("α = 0: forget quality", quality, SIGNIFICANCE, "FAIL"),
-        at_least("α = 0: model utility", model_utility(found[ALPHA0], seed).value, useful, "FAIL"),
-    ]
-
-
-def _recalled(found: Mapping[str, Answers]) -> float:
-    return fmean(found[FORGET].rouge)
-
-
-def _figures(
-    found: Mapping[str, Answers], retrained: Mapping[str, Answers], seed: int
-) -> dict[str, JsonValue]:
-    quality = forget_quality(found[FORGET], retrained[FORGET])
-    utility = model_utility(found, seed)
-    figures: dict[str, JsonValue] = {
-        "forget_quality": quality.p,
-        "distance": quality.distance,
-        "utility": utility.value,
-        "utility_interval": [utility.interval.low, utility.interval.high],
-    }
-    for name, one in found.items():
-        for metric, values in zip(
-            ("probability", "rouge", "truth"), one.metrics(name), strict=True
-        ):
-            told = bootstrap_ci(values, seed=seed)
-            figures[f"{name}_{metric}"] = told.value
-            figures[f"{name}_{metric}_interval"] = [told.interval.low, told.interval.high]
-        figures[f"{name}_n"] = len(one.rouge)
-    figures["raw"] = {name: asdict(one) for name, one in found.items()}
-    return figures
-
-
-def _as_json(plan: Plan) -> dict[str, JsonValue]:
-    return {
-        key: value.model_dump(mode="json")
-        if hasattr(value, "model_dump")
-        else asdict(value)
-        if isinstance(value, Training)
-        else value
-        for key, value in vars(plan).items()
-    }

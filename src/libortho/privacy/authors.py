@@ -2,7 +2,7 @@
 
 Each author has ten facts that agree with each other, asked for once each. The right answer is also
 given in other words, and wrong ones in those same words, so that a truth ratio compares facts and
-not phrasings. A third set asks for sums, which none of the training is about.
+not phrasings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from libortho.privacy import names
 from libortho.privacy.questions import FORGET, RETAIN, Question, write_questions
 
 NAME = "fictional authors"
-SUMS = "sums"
 WRONG = 3
 _GENRES = (
     "sea stories",
@@ -142,13 +141,12 @@ _FACTS = (
 FACTS = len(_FACTS)
 
 
-def write_authors(folder: Path, forget: int, retain: int, seed: int, sums: int = 40) -> None:
+def write_authors(folder: Path, forget: int, retain: int, seed: int) -> None:
     """Draw authors and write the files of a split, such as ``forget40.json`` for 4 of 10.
 
     Args:
         forget: authors that are to be forgotten.
         retain: authors that are not.
-        sums: questions of the set that no training is about.
 
     Raises:
         ConfigError: the share of the authors to forget is no whole percent from 1 to 99.
@@ -176,13 +174,5 @@ def write_authors(folder: Path, forget: int, retain: int, seed: int, sums: int =
         (f"{RETAIN}{100 - int(share):02d}", kept, False),
         (f"{first}_perturbed", forgotten, True),
         (f"{RETAIN}_perturbed", kept, True),
-        (f"{SUMS}_perturbed", [_sum(rng) for _ in range(sums)], True),
     ):
         write_questions(folder / f"{stem}.json", part, probes=probes)
-
-
-def _sum(rng: np.random.Generator) -> Question:
-    a, b = (int(one) for one in rng.integers(1, 50, size=2))
-    wrong = [a + b + int(step) for step in rng.choice((-3, -2, -1, 1, 2, 3), WRONG, replace=False)]
-    right = str(a + b)
-    return Question(f"{a} plus {b}.", right, right, tuple(map(str, wrong)))

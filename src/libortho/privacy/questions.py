@@ -1,4 +1,4 @@
-"""Questions with right and wrong answers, in the files of TOFU (Maini et al., arXiv 2401.06121).
+r"""Questions with right and wrong answers, in the files of TOFU (Maini et al., arXiv 2401.06121).
 
 A folder holds JSON lines:
 
@@ -7,6 +7,9 @@ A folder holds JSON lines:
                                                       ``perturbed_answer`` of wrong ones
     real_authors_perturbed.json, …                    any more of these: what the model knew before;
                                                       without a paraphrase the answer stands for it
+
+A row with ``"verbatim": true`` is asked in the words of its ``question`` alone, without the frame
+``Question: …\nAnswer:``.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from libortho.privacy.private_set import Example
 DOWNLOAD = "hf download locuslab/TOFU --repo-type dataset --local-dir TOFU"
 FORGET, RETAIN = "forget", "retain"
 _USUAL = "forget10"
-_PROBES = "_perturbed.json"
+PROBES = "_perturbed.json"
+"""How the name of a file of probes ends."""
 _SHOWN = 20
 
 
@@ -35,17 +39,19 @@ class Question:
     Attributes:
         paraphrased: the right answer in other words; the answer itself where there are none.
         perturbed: wrong answers in the words of the paraphrase; empty where none were written.
+        verbatim: the question is all that the model is given.
     """
 
     question: str
     answer: str
     paraphrased: str
     perturbed: tuple[str, ...]
+    verbatim: bool = False
 
     @property
     def prompt(self) -> str:
         """What the model is given."""
-        return f"Question: {self.question}\nAnswer:"
+        return self.question if self.verbatim else f"Question: {self.question}\nAnswer:"
 
     def example(self, name: str, answer: str | None = None) -> Example:
         """The question as a row of private data, with another answer on demand."""
@@ -70,8 +76,13 @@ class QuestionSets:
     probes: Mapping[str, tuple[Question, ...]]
 
     def shortened(self, most: int) -> QuestionSets:
-        """The same with at most so many probes a set, the first ones."""
-        probes = {name: rows[:most] for name, rows in self.probes.items()}
+        """The same with at most so many probes a set, spread evenly over it."""
+        probes = {
+            name: tuple(rows[i * len(rows) // most] for i in range(most))
+            if len(rows) > most
+            else rows
+            for name, rows in self.probes.items()
+        }
         return QuestionSets(self.name, self.sha256, self.forget, self.retain, probes)
 
 
@@ -93,8 +104,8 @@ def read_sets(folder: str | Path) -> QuestionSets:
     needed = {
         FORGET: f"{name}.json",
         RETAIN: f"{kept}.json",
-        f"{FORGET} probes": f"{name}{_PROBES}",
-        f"{RETAIN} probes": f"{RETAIN}{_PROBES}",
+        f"{FORGET} probes": f"{name}{PROBES}",
+        f"{RETAIN} probes": f"{RETAIN}{PROBES}",
     }
     missing = [file for file in needed.values() if not (where / file).is_file()]
     if missing:
@@ -103,14 +114,14 @@ def read_sets(folder: str | Path) -> QuestionSets:
             f"{DOWNLOAD}"
         )
     others = {
-        file.name.removesuffix(_PROBES): file.name
-        for file in sorted(where.glob(f"*{_PROBES}"))
+        file.name.removesuffix(PROBES): file.name
+        for file in sorted(where.glob(f"*{PROBES}"))
         if not file.name.startswith((FORGET, RETAIN))
     }
     read: dict[str, tuple[Question, ...]] = {}
     problems: list[str] = []
     for key, file_name in {**needed, **others}.items():
-        probes = file_name.endswith(_PROBES)
+        probes = file_name.endswith(PROBES)
         read[key], bad = _read(where / file_name, probes=probes)
         problems += [f"{file_name}, {one}" for one in bad]
     if problems:
@@ -131,6 +142,8 @@ def write_questions(path: Path, rows: Sequence[Question], *, probes: bool) -> No
         told: dict[str, object] = {"question": row.question, "answer": row.answer}
         if probes:
             told |= {"paraphrased_answer": row.paraphrased, "perturbed_answer": [*row.perturbed]}
+        if row.verbatim:
+            told["verbatim"] = True
         lines.append(json.dumps(told, ensure_ascii=False) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(lines), encoding="utf-8")
@@ -162,7 +175,10 @@ def _question(row: object, *, probes: bool) -> Question:
         raise ValueError("paraphrased_answer is no text")
     if not isinstance(wrong, list) or not all(map(_is_text, wrong)) or (probes and not wrong):
         raise ValueError("perturbed_answer is no list of texts")
-    return Question(row["question"], row["answer"], paraphrased, tuple(wrong))
+    verbatim = row.get("verbatim", False)
+    if not isinstance(verbatim, bool):
+        raise ValueError(f"verbatim is neither true nor false: {verbatim!r}")
+    return Question(row["question"], row["answer"], paraphrased, tuple(wrong), verbatim)
 
 
 def _is_text(value: object) -> bool:

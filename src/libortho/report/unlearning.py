@@ -1,16 +1,16 @@
-"""The table and plot of ``unlearning``: TOFU's metrics, one row a model."""
+"""The tables and plot of ``unlearning``: TOFU's metrics, one row a model, and one a tenant."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from libortho import records
-from libortho.records import Record
+from libortho.records import Method, Record
 from libortho.report.cells import NONE, Table, number
 from libortho.report.plots import LINES, WAY_COLOURS
 from libortho.report.view import Cell
@@ -31,9 +31,9 @@ WORDS = (
 
 
 def tables(record: Record) -> list[Table]:
-    """One row a model."""
+    """One row a model, and where there are tenants one for each that is open."""
     rows = []
-    for name, method in record.methods.items():
+    for name, method in _whole(record).items():
         values = method.figures
         rows.append(
             (
@@ -60,29 +60,69 @@ def tables(record: Record) -> list[Table]:
                 ("Model utility", "everything else; high is good"),
             ],
             rows,
+        ),
+        *_tenants(record),
+    ]
+
+
+def _tenants(record: Record) -> list[Table]:
+    tenants = [name for name in _parts(record) if name in record.methods]
+    if not tenants:
+        return []
+    opened = {
+        "alpha0": "all closed",
+        **{name: f"{name} open" for name in tenants},
+        "tenants": "all open",
+    }
+    rows = []
+    for state, label in opened.items():
+        values = record.methods[state].figures
+        cells = [_part(values, name, itself=state == "alpha0") for name in tenants]
+        rows.append((label, [*cells, _with_ends(values, "utility")]))
+    return [
+        Table(
+            "One stream a tenant, on one base",
+            "ROUGE-L on the rows of each tenant, with 95% bootstrap intervals over questions; p is "
+            "of a KS test between the truth ratios on them and those with all streams closed, not "
+            "yet adjusted for the number of tenants.",
+            [
+                *(
+                    (f"Rows of {name}", "high where it is open, else as all closed")
+                    for name in tenants
+                ),
+                ("Model utility", "everything else; high is good"),
+            ],
+            rows,
         )
     ]
 
 
 def sentence(record: Record) -> str:
-    """What the private stream left behind."""
+    """What the private stream left behind, and whether tenants kept apart."""
     closed, opened = (record.methods[name].figures for name in ("alpha0", "alpha1"))
     never = record.methods["retrained"].figures
     return (
         f"Closing the stream leaves a model whose answers pass for those of one that never saw the "
         f"rows (forget quality {closed['forget_quality']:.2g}; {opened['forget_quality']:.2g} with "
         f"the stream open), at {closed['utility']:.3f} utility against {never['utility']:.3f}"
+        f"{_apart(record)}"
         if record.verdict == "PASS"
         else f"Closing the stream leaves forget quality {closed['forget_quality']:.2g} and utility "
-        f"{closed['utility']:.3f} against {never['utility']:.3f}: a promise is broken"
+        f"{closed['utility']:.3f} against {never['utility']:.3f}: {record.reason.removesuffix('.')}"
     )
+
+
+def _apart(record: Record) -> str:
+    number = len(_parts(record))
+    told = f"; each of {number} tenants' streams answers its own rows and leaves the others' alone"
+    return told if number else ""
 
 
 def plot(record: Record) -> Figure | None:
     """Empirical distributions of the truth ratios on the forget set."""
     figure = Figure(figsize=(9.4, 3.3), layout="constrained")
     axes = figure.subplots()
-    for index, (name, method) in enumerate(record.methods.items()):
+    for index, (name, method) in enumerate(_whole(record).items()):
         raw: Any = records.load_raw(record, method.raw).get("forget")
         if raw:
             ratios = np.sort(raw["truth_ratio"])
@@ -103,6 +143,24 @@ def plot(record: Record) -> Figure | None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.legend(fontsize=8, loc="upper left")
     return figure
+
+
+def _parts(record: Record) -> Mapping[str, int]:
+    """Rows of each tenant; none where the record is of a run without them."""
+    found: Any = record.config.get("tenants", {})
+    return cast(Mapping[str, int], found)
+
+
+def _whole(record: Record) -> Mapping[str, Method]:
+    """The models that no tenant's stream is open in."""
+    tenants = {"tenants", *_parts(record)}
+    return {name: method for name, method in record.methods.items() if name not in tenants}
+
+
+def _part(values: Mapping[str, Any], tenant: str, *, itself: bool) -> Cell:
+    shown = _with_ends(values, f"{tenant}_rouge")
+    p = values[f"{tenant}_forget_quality"]
+    return Cell(shown.text, f"{shown.detail}, {'itself' if itself else f'p = {p:.2g}'}")
 
 
 def _quality(values: Mapping[str, Any], *, itself: bool) -> Cell:
