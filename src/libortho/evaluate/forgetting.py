@@ -21,6 +21,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy import stats
 
@@ -151,16 +152,16 @@ def model_utility(found: Mapping[str, Answers], seed: int) -> Estimate:
         means.append(columns.mean(axis=1))
         chosen = rng.integers(columns.shape[1], size=(_RESAMPLES, columns.shape[1]))
         samples.append(columns[:, chosen].mean(axis=2))
-    drawn = [_harmonic(row) for row in np.concatenate(samples).T]
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = np.quantile(_harmonic(np.concatenate(samples)), [0.025, 0.975])
     return Estimate(
-        _harmonic(np.concatenate(means)), Interval(float(low), float(high), confidence=0.95)
+        float(_harmonic(np.concatenate(means))), Interval(float(low), float(high), confidence=0.95)
     )
 
 
-def _harmonic(values: Any) -> float:
-    """0 where any of them is: the limit of the harmonic mean."""
-    return float(stats.hmean(values)) if min(values) > 0 else 0.0
+def _harmonic(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Over the first dimension; 0 where any value is: the limit of the harmonic mean."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(len(values) / (1 / values).sum(axis=0))
 
 
 def _likely(
