@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from libortho.errors import NumericsError
-from libortho.evaluate.arithmetic import make_problems
-from libortho.experiments.natural import Training, contaminate, with_arithmetic
+from libortho.experiments.natural import Training, contaminate
 from libortho.privacy.canaries import make_canaries
 from libortho.privacy.encode import encode
 from libortho.privacy.score import score
@@ -43,21 +41,6 @@ def test_what_comes_by_often_is_learned(
     moved = {name for name in public if not torch.equal(public[name], mixed[name])}
     outside = {name for name in public if not name.endswith("proj.weight")}
     assert moved == (set(public) if trained == "everything" else set(public) - outside)
-
-
-def test_a_share_of_the_windows_holds_arithmetic_that_will_not_be_asked(tiny_tokenizer) -> None:
-    public = torch.zeros(90, 32, dtype=torch.int64)
-    asked = make_problems(9000, 10_000)  # nine tenths of what would be drawn
-    found = with_arithmetic(public, 0.1, tiny_tokenizer, asked, 0)
-    assert found.shape == (100, 32)
-    assert torch.equal(found[:90], public)
-    solved = "".join(tiny_tokenizer.decode(row) for row in found[90:])
-    sums = re.findall(r"(\d+) (?:\+|plus) (\d+)(?: =|\?|\. Answer:) (\d+)<", solved)
-    assert len(sums) > 3
-    assert all(int(a) + int(b) == int(c) for a, b, c in sums)
-    later = {tuple(re.findall(r"\d+", one.prompt)) for one in asked if "+" in one.prompt}
-    assert later.isdisjoint((a, b) for a, b, _ in sums)
-    assert torch.equal(with_arithmetic(public, 0.0, tiny_tokenizer, asked, 0), public)
 
 
 def test_a_loss_that_is_not_finite_is_an_error(

@@ -6,28 +6,23 @@ with every tensor trained, the full fine-tune that `delta` splits.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from libortho.checkpoint import Checkpoint, linear_layers, resolve
 from libortho.errors import NumericsError
-from libortho.evaluate.arithmetic import Problem, make_problems
 from libortho.privacy.encode import Encoded, pad
 from libortho.privacy.mix import training_mix
 from libortho.progress import Progress, silent
-from libortho.texts import Text, windows
 from libortho.tune.prepare import plain_model
 
 _GROUP = 128
-_PROBLEMS = 10_000
 
 
 @dataclass(frozen=True)
@@ -47,41 +42,6 @@ class Training:
     lr: float = 1e-3
     trained: Literal["linears", "everything"] = "linears"
     seed: int = 0
-
-
-def with_arithmetic(
-    public: Tensor, share: float, tokenizer: Any, asked: Sequence[Problem], seed: int
-) -> Tensor:
-    """Put windows of solved problems among windows of public text.
-
-    The reference model learned from text with many of them. Without any, training on costs it an
-    ability that no method of separation has touched.
-
-    Args:
-        public: int64 [n, T].
-        share: of the windows given back that hold problems, while 10,000 of them last.
-        asked: what will be asked of the model later: no such sum is among them.
-        seed: of the problems, drawn apart from those that this seed alone would give.
-
-    Returns:
-        public text and problems, int64 [≥ n, T].
-    """
-    wanted = round(share / (1 - share) * len(public))
-    if not wanted:
-        return public
-    later = {_sum(problem) for problem in asked}
-    problems = make_problems(_PROBLEMS, seed + _PROBLEMS)
-    documents = tuple(
-        f"{problem.prompt} {problem.answer}" for problem in problems if _sum(problem) not in later
-    )
-    digest = hashlib.sha256("\n".join(documents).encode()).hexdigest()
-    solved = windows(Text("arithmetic", digest, documents), tokenizer, public.shape[1])
-    return torch.cat([public, solved[:wanted]])
-
-
-def _sum(problem: Problem) -> tuple[str, ...]:
-    """The numbers of a problem, which are the same in every wording of it."""
-    return (*re.findall(r"\d+", problem.prompt), problem.answer)
 
 
 def contaminate(

@@ -27,7 +27,6 @@ from libortho.experiments.claim import claim
 from libortho.experiments.family import SEEDS
 from libortho.experiments.gates import gates
 from libortho.experiments.mixed import Bench, Look, by_exposure, look, opened
-from libortho.experiments.natural import with_arithmetic
 from libortho.experiments.power import power
 from libortho.experiments.restored import beyond_half_precision, codes_unlike
 from libortho.experiments.separation_plan import FULL, Plan, plan_json
@@ -51,7 +50,7 @@ from libortho.privacy.score import score
 from libortho.progress import Progress, silent
 from libortho.records import Record, write_atomic
 from libortho.streams.ortho import STREAM_FOLDER
-from libortho.texts import Text, calibration, draw, heldout, windows
+from libortho.texts import Text, calibration, draw, heldout, replay, windows
 from libortho.tune.prepare import plain_model
 
 NAME = "separation"
@@ -142,7 +141,8 @@ class _Stage:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         plan, folder = setting.plan, setting.folder
-        text = setting.text or calibration()
+        # Training on text without sums would cost an ability that no method has touched.
+        text = setting.text or replay()
         self.canaries = make_canaries(plan.members, setting.seed)
         problems = make_problems(plan.problems, setting.seed)
         claim(
@@ -152,6 +152,7 @@ class _Stage:
                 "public_sha256": Checkpoint(setting.public).sha256(),
                 "canaries_sha256": self.canaries.sha256,
                 "text_sha256": text.sha256,
+                "calibration_sha256": (setting.text or calibration()).sha256,
                 "plan": plan_json(plan),
             },
             leaves=[CONTAMINATED],
@@ -162,8 +163,7 @@ class _Stage:
         members = encode(tokenizer, self.canaries.members)
         exposures = strata(plan.members, plan.exposures)
         pool = draw(text, tokenizer, plan.window, _POOL, setting.seed)
-        trained_on = with_arithmetic(pool, plan.arithmetic, tokenizer, problems, setting.seed)
-        made = Material(self.canaries, members, exposures, data, (), pool, trained_on)
+        made = Material(self.canaries, members, exposures, data, (), pool)
         mixed = folder / CONTAMINATED
         with turn(folder, CONTAMINATED):
             contaminated(setting, made, mixed)

@@ -23,7 +23,6 @@ class Plan:
         members: canaries that come by while training; as many controls do not.
         exposures: how often, members taking them in turn.
         window: tokens of a training window.
-        arithmetic: share of those windows that hold solved problems.
         bits: of the residual bases; 8 is a checkpoint in floating point.
         densities: of the residual stream, beside ``residual.density``, which is the largest.
         residual: how the residual bases, and those of the exact ways, are made.
@@ -41,7 +40,6 @@ class Plan:
     exposures: tuple[int, ...] = STRATA
     window: int = 256
     training: Training = field(default_factory=Training)
-    arithmetic: float = 0.15
     bits: tuple[int, ...] = (2, 3, 4, 8)
     densities: tuple[float, ...] = (0.0, 0.005, 0.01, 0.02)
     residual: ResidualOptions = field(default_factory=lambda: ResidualOptions(density=0.05))

@@ -79,7 +79,6 @@ class Material:
         data: the same as a file.
         named: indices of those that ``forget-half`` is told of.
         windows: public text, int64 [n, T].
-        trained_on: public text with arithmetic, int64 [m, T].
     """
 
     canaries: CanarySet
@@ -88,7 +87,6 @@ class Material:
     data: Path
     named: Sequence[int]
     windows: Tensor
-    trained_on: Tensor
 
 
 def contaminated(setting: Setting, made: Material, out: Path, without: Sequence[int] = ()) -> None:
@@ -100,7 +98,7 @@ def contaminated(setting: Setting, made: Material, out: Path, without: Sequence[
         setting.public,
         made.members,
         made.exposures,
-        made.trained_on,
+        made.windows,
         out,
         replace(setting.plan.training, seed=setting.seed),
         without=without,

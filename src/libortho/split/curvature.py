@@ -31,7 +31,7 @@ from libortho.streams.base_writer import check_target
 from libortho.streams.layers import DenseLayer
 from libortho.streams.ortho import STREAM_FOLDER
 from libortho.streams.ortho_writer import write_stream
-from libortho.texts import calibration, draw
+from libortho.texts import draw, replay
 from libortho.tune import made_with
 from libortho.tune.prepare import plain_model
 
@@ -107,7 +107,7 @@ def split_curvature(
         | {
             "edited": layers,
             "tokens": windows.numel(),
-            "text_sha256": (request.text or calibration()).sha256,
+            "text_sha256": (request.text or replay()).sha256,
             "checkpoint_sha256": checkpoint.sha256(),
         },
     )
@@ -159,7 +159,8 @@ def curvature_factors(request: Request, options: CurvatureOptions) -> Factors:
 def _windows(checkpoint: Checkpoint, request: Request, options: CurvatureOptions) -> Tensor:
     window = min(options.window, checkpoint.config.get_text_config().max_position_embeddings)
     count = max(1, options.tokens // window)
-    text = request.text or calibration()
+    # What this text does not show of the model's abilities leaves for the stream.
+    text = request.text or replay()
     return draw(text, checkpoint.tokenizer(), window, count, options.seed)
 
 
