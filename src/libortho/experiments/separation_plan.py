@@ -73,32 +73,32 @@ class Plan:
 
 FULL = Plan()
 
-_SHORT = {"replay_batch": 2, "settle": 10}
 # For two CPU cores: fewer secrets, all of them shown often, and shorter training everywhere.
 SMALL = Plan(
-    members=30,
+    members=20,
     exposures=(16, 32),
     window=128,
     training=Training(steps=80, batch=6, lr=5e-4),
     bits=(3, 4),
+    densities=(0.0, 0.01),
     residual=ResidualOptions(rounding="mse", density=0.05, windows=64),
     curvature=CurvatureOptions(rounding="mse", tokens=30_000, window=128, whole=True),
     rhos=(),
     forget=ForgetOptions(
         rounding="mse",
         steps=60,
-        private_batch=15,
+        private_batch=10,
         neighbour_batch=8,
         replay_batch=2,
         neighbours=100,
     ),
     moved=(),
-    tune=ways.DEMO.tune.model_copy(update=_SHORT),
-    delta=ways.DEMO.delta.model_copy(update=_SHORT),
+    tune=ways.DEMO.tune,
+    delta=ways.DEMO.delta,
     unlearn=UnlearnOptions(
-        steps=40, private_batch=15, neighbour_batch=8, replay_batch=2, neighbours=100
+        steps=40, private_batch=10, neighbour_batch=8, replay_batch=2, neighbours=100
     ),
-    tokens=8_000,
+    tokens=6_000,
     problems=100,
     relearn_steps=15,
 )
