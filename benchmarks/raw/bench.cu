@@ -92,25 +92,15 @@ struct Runner {
   const HostLayer& host;
   Copies tiles, scales;
   void* y;
-  orth::CudaWorkspace workspace;
   cudaStream_t stream;
 
   Runner(const HostLayer& layer, int copies)
       : host(layer), tiles(layer.tiles, copies), scales(layer.scales, copies) {
     y = device_bytes(static_cast<size_t>(layer.rows * 512 * 2));
-    const size_t counters = static_cast<size_t>(orth::orth_cuda_counters(layer.rows)) * 4;
-    workspace.counters = static_cast<int32_t*>(device_bytes(counters));
-    CUDA_OK(cudaMemset(workspace.counters, 0, counters));
-    int64_t bytes = 0;
-    for (int64_t m = 1; m <= 64; ++m) bytes = std::max(bytes, orth::orth_cuda_parts_bytes(base(0), m));
-    workspace.parts = device_bytes(static_cast<size_t>(bytes));
-    CUDA_OK(cudaMemset(workspace.parts, 0xff, static_cast<size_t>(bytes)));
     CUDA_OK(cudaStreamCreate(&stream));
   }
   ~Runner() {
     cudaFree(y);
-    cudaFree(workspace.counters);
-    cudaFree(workspace.parts);
     cudaStreamDestroy(stream);
   }
 
@@ -127,7 +117,7 @@ struct Runner {
                        orth::DType::kFloat16, alpha + static_cast<int64_t>(s) * x.m});
     }
     const char* error = orth::orth_layer_forward_cuda(base(copy), views.data(), static_cast<int64_t>(views.size()),
-                                                      x.device, x.type, x.m, y, workspace, stream);
+                                                      x.device, x.type, x.m, y, stream);
     if (error != nullptr) {
       std::fprintf(stderr, "orth_layer_forward_cuda: %s\n", error);
       std::exit(1);

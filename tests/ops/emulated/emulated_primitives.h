@@ -55,6 +55,7 @@ struct Block {
   std::vector<Warp> warps;
   std::vector<char> shared;
   int current = 0, at_barrier = 0, barrier = 0;
+  bool any = false, any_before = false;
 };
 
 inline std::vector<Block>* cluster = nullptr;
@@ -150,22 +151,26 @@ inline void run_cluster(int first, int count, int panel, int threads, size_t sha
 #define blockIdx (Index{emulated::block->index, emulated::block_panel})
 #define blockDim (Index{emulated::block_size, 1})
 
-inline void __syncthreads() {
+inline bool __syncthreads_or(bool value) {
   auto& b = *emulated::block;
   const int barrier = b.barrier;
+  b.any = b.any || value;
   if (++b.at_barrier == static_cast<int>(b.fibers.size())) {
     b.at_barrier = 0;
+    b.any_before = b.any;
+    b.any = false;
     ++b.barrier;
   } else {
     while (b.barrier == barrier) emulated::yield();
   }
+  return b.any_before;
 }
+inline void __syncthreads() { __syncthreads_or(false); }
 
 inline void __syncwarp() {
   static const char kind = 0;
   emulated::together(&kind, [](emulated::Warp&) {});
 }
-inline void __threadfence() {}
 
 template <typename T>
 T emulated_shuffle(const void* kind, T value, int source) {
@@ -211,14 +216,6 @@ inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
 }
 template <typename T>
 T __ldg(const T* p) { return *p; }
-template <typename T>
-T __ldcg(const T* p) { return *p; }
-inline void __stcg(float* p, float v) { *p = v; }
-inline int atomicAdd(int* p, int v) {
-  const int before = *p;
-  *p += v;
-  return before;
-}
 
 namespace orth {
 
@@ -232,6 +229,7 @@ inline void copy_async(uint32_t shared, const void* global, int bytes) {
   fiber().groups.back().push_back({shared, static_cast<const char*>(global), bytes});
 }
 inline void copy16_async(uint32_t shared, const void* global) { copy_async(shared, global, 16); }
+inline void copy4_async(uint32_t shared, const void* global) { copy_async(shared, global, 4); }
 inline void copy8_async(uint32_t shared, const void* global) { copy_async(shared, global, 8); }
 inline void copy16_async_or_zeros(uint32_t shared, const void* global, bool copy) {
   static const uint4 zeros{};
@@ -266,6 +264,21 @@ inline uint4 load16_shared(uint32_t address) {
 inline uint2 load8_shared(uint32_t address) {
   uint2 v;
   std::memcpy(&v, emulated::at(address, 8), 8);
+  return v;
+}
+inline uint32_t load4_shared(uint32_t address) {
+  uint32_t v;
+  std::memcpy(&v, emulated::at(address, 4), 4);
+  return v;
+}
+inline float load_float_shared(uint32_t address) {
+  float v;
+  std::memcpy(&v, emulated::at(address, 4), 4);
+  return v;
+}
+inline float4 load_floats_shared(uint32_t address) {
+  float4 v;
+  std::memcpy(&v, emulated::at(address, 16), 16);
   return v;
 }
 inline uint16_t load2_shared(uint32_t address) {

@@ -78,7 +78,7 @@ void check_plans() {
                     group, static_cast<int64_t>(1 + random.bits() % kFusedRows)};
     const Device& d = devices[i % 3];
     const int blocks = static_cast<int>(block_count(p.columns));
-    if (is_wide(p, d)) {
+    if (p.batch > kNarrowRows) {
       const WidePlan plan = plan_wide(p, d);
       const int warps = plan.row_warps * plan.k_warps;
       expect(plan.row_groups >= 1 && plan.shared_bytes <= d.shared_bytes, "wide plan fits", p.rows, p.columns);
@@ -98,16 +98,28 @@ void check_plans() {
       continue;
     }
     const LaunchPlan plan = plan_launch(p, d);
-    expect(plan.panels >= 1 && plan.shared_bytes <= d.shared_bytes, "plan fits", p.rows, p.columns);
-    expect(int64_t{plan.blocks_per_panel} * plan.rounds >= tile_count(p.rows), "rounds reach every tile", p.rows, p.batch);
-    for (int panel = 0; panel < plan.panels; ++panel) {
-      const int begin = part_begin(blocks, panel, plan.panels), end = part_begin(blocks, panel + 1, plan.panels);
-      expect(begin < end || blocks < plan.panels, "an empty panel", blocks, plan.panels);
+    const int panels = plan.cluster * plan.passes, warps = plan.row_warps * plan.k_warps;
+    expect(plan.groups >= 1 && plan.shared_bytes <= d.shared_bytes, "plan fits", p.rows, p.columns);
+    expect(plan.gather ? p.batch <= kGatherRows : 8 * plan.octets >= p.batch, "plan holds the batch", p.batch);
+    expect(int64_t{plan.groups} * plan.rounds * plan.row_warps >= tile_count(p.rows), "rounds reach every tile", p.rows, p.batch);
+    expect(plan.rounds <= kMostRounds && 3 * plan.rounds <= 32, "a lane for each bound", plan.rounds);
+    expect(plan.cluster == 1 || d.clusters, "a cluster where there are none");
+    expect(warps <= kMostWarps && 1 << log2_of(plan.k_warps) == plan.k_warps && 1 << log2_of(panels) == panels, "powers of two", warps, panels);
+    for (int j = 0; j < kNarrowRows * kMostWarps; ++j) {
+      expect(static_cast<int>(static_cast<uint32_t>(j) * row_reciprocal(plan.row_warps) >> 16) == j / plan.row_warps, "row quotient", j, plan.row_warps);
+    }
+    for (int panel = 0; panel < panels; ++panel) {
+      const int begin = part_begin(blocks, panel, panels), end = part_begin(blocks, panel + 1, panels);
+      expect(begin < end, "an empty panel", blocks, panels);
       if (!plan.gather) {
-        expect((end - begin) * kBlockInputs + 8 <= plane_units(p.columns, plan.panels), "a panel fits its plane", panel);
+        expect((end - begin) * kBlockInputs + kPlanePad <= plane_units(p.columns, panels), "a panel fits its plane", panel);
       }
     }
-    expect(part_begin(blocks, 0, plan.panels) == 0 && part_begin(blocks, plan.panels, plan.panels) == blocks, "panels cover");
+    expect(part_begin(blocks, 0, panels) == 0 && part_begin(blocks, panels, panels) == blocks, "panels cover");
+    const int64_t parts = plan.x_bytes + warps * plan.stages * plan.stage_bytes +
+                          (plan.rounds > 1 ? 2 : 1) * warps * sum_bytes(plan.gather, plan.octets) +
+                          stream_bytes(p.batch, warps, plan.rounds);
+    expect(parts == plan.shared_bytes && plan.x_bytes % 16 == 0 && plan.stage_bytes % 16 == 0, "shared memory", parts);
   }
 }
 
@@ -136,7 +148,7 @@ void run_grid(const GemmArgs& args, int across, int down, int cluster, int threa
 
 template <typename Type, bool kWhole>
 void launch(GemmArgs args, const Problem& problem, const Device& device) {
-  if (is_wide(problem, device)) {
+  if (problem.batch > kNarrowRows) {
     const WidePlan plan = plan_wide(problem, device);
     args.panels = plan.cluster, args.row_warps = plan.row_warps, args.k_warps = plan.k_warps;
     args.stages = plan.stages, args.stage_bytes = static_cast<int>(plan.stage_bytes);
@@ -144,20 +156,24 @@ void launch(GemmArgs args, const Problem& problem, const Device& device) {
       run_grid<std::remove_pointer_t<decltype(kernel)>>(args, plan.cluster, plan.row_groups, plan.cluster,
                                                         32 * plan.row_warps * plan.k_warps, plan.shared_bytes);
     };
-    if (plan.octets == 1) return run(static_cast<WideGemm<Type, 1, kWhole>*>(nullptr));
-    if (plan.octets == 2) return run(static_cast<WideGemm<Type, 2, kWhole>*>(nullptr));
     if (plan.octets == 4) return run(static_cast<WideGemm<Type, 4, kWhole>*>(nullptr));
     return run(static_cast<WideGemm<Type, 8, kWhole>*>(nullptr));
   }
   const LaunchPlan plan = plan_launch(problem, device);
-  args.panels = plan.panels, args.blocks_per_panel = plan.blocks_per_panel, args.rounds = plan.rounds;
+  args.panels = plan.cluster, args.passes = plan.passes, args.row_warps = plan.row_warps, args.k_warps = plan.k_warps;
+  args.cluster_log2 = log2_of(plan.cluster), args.passes_log2 = log2_of(plan.passes), args.k_log2 = log2_of(plan.k_warps);
+  args.row_reciprocal = row_reciprocal(plan.row_warps);
+  args.groups = plan.groups, args.rounds = plan.rounds, args.stages = plan.stages;
   args.x_stride = static_cast<int>(plan.x_stride), args.x_bytes = static_cast<int>(plan.x_bytes);
   args.stage_bytes = static_cast<int>(plan.stage_bytes);
-  if (plan.gather) {
-    run_grid<DualGemm<Type, true, kWhole>>(args, plan.blocks_per_panel, plan.panels, 1, 32 * kWarps, plan.shared_bytes);
-  } else {
-    run_grid<DualGemm<Type, false, kWhole>>(args, plan.blocks_per_panel, plan.panels, 1, 32 * kWarps, plan.shared_bytes);
-  }
+  const auto run = [&](auto* kernel) {
+    run_grid<std::remove_pointer_t<decltype(kernel)>>(args, plan.cluster, plan.groups, plan.cluster,
+                                                      32 * plan.row_warps * plan.k_warps, plan.shared_bytes);
+  };
+  if (plan.gather && problem.batch == 1) return run(static_cast<DualGemm<Type, AsRows<1>, kWhole>*>(nullptr));
+  if (plan.gather) return run(static_cast<DualGemm<Type, AsRows<kGatherRows>, kWhole>*>(nullptr));
+  if (plan.octets == 1) return run(static_cast<DualGemm<Type, AsPlanes<1>, kWhole>*>(nullptr));
+  return run(static_cast<DualGemm<Type, AsPlanes<2>, kWhole>*>(nullptr));
 }
 
 template <typename Type>
@@ -175,16 +191,12 @@ void check_layer(int n, int k, int group, int m, double density, const Device& d
     x.push_back(Type::from_float(static_cast<float>(random.normal())));
     wide.push_back(Type::to_float(x.back()));
   }
-  std::vector<int> counters(static_cast<size_t>(tile_count(n)), 0);
-  const int64_t bytes = is_wide(problem, device) ? 0 : parts_bytes(problem, plan_launch(problem, device));
-  std::vector<float> parts(static_cast<size_t>(bytes / 4 + 4), NAN), alpha;
+  std::vector<float> alpha;
   for (int i = 0; i < 2 * m; ++i) alpha.push_back(i % m % 3 == 0 ? 0.0f : i % 3 == 1 ? 0.5f : 1.0f);
   const Aligned tiles(layer.tiles);
   const Aligned scales(layer.scales), rows(x);
-  const Aligned<float> aligned_parts(parts);
   GemmArgs args{};
   args.tiles = tiles.data, args.scales = scales.data, args.x = rows.data, args.y = y.data();
-  args.counters = counters.data(), args.parts = aligned_parts.data;
   args.rows = n, args.columns = k, args.group_size = group, args.batch = m;
   args.tile_count = static_cast<int>(tile_count(n));
 
@@ -242,7 +254,6 @@ void check_layer(int n, int k, int group, int m, double density, const Device& d
     expect(opens ? std::fabs(a - b) <= 4 * unit * (std::fabs(b) + 0.05f) : y[i] == alone[i], "streams alone",
            static_cast<int64_t>(i), m, a - b);
   }
-  for (const int counter : counters) expect(counter == 0, "a counter is left", n, m);
 }
 
 }  // namespace

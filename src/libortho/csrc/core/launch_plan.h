@@ -1,9 +1,10 @@
-// How the forward of up to 8 rows of x is spread over a GPU: pure arithmetic on the shapes.
+// How the forward of up to 16 rows of x is spread over a GPU: pure arithmetic on the shapes.
 //
-// The inputs are cut into `panels` of whole 128-input blocks; a thread block holds one panel of x in
-// shared memory and works through tiles (32 output rows); its warps share a tile and split the panel's
-// blocks between them. Where there are several panels, the thread block that finishes a tile last
-// sums the panels' parts, in their order.
+// A warp takes one tile (32 output rows) and a part of its 128-input blocks. The thread blocks of a
+// cluster split the inputs; each holds its panel of x in shared memory and works through row groups,
+// `row_warps` tiles at a time, the `k_warps` warps of a tile splitting the panel's blocks. Where even
+// that much of x does not fit, a thread block takes several panels, one after another. What the warps
+// and thread blocks of a tile sum meets in the cluster's shared memory, in order.
 #pragma once
 
 #include <cstdint>
@@ -12,17 +13,17 @@
 
 namespace orth {
 
-constexpr int kFusedRows = 64;       // rows of x in one launch
-constexpr int kGatherRows = 4;       // up to here x stays as it lies and streams run on the plain cores
-constexpr int kNarrowRows = 8;       // up to here a thread block's warps may share a tile; above: wide_plan.h
-constexpr int kWarps = 8;            // of a thread block
+constexpr int kFusedRows = 64;   // rows of x in one launch
+constexpr int kGatherRows = 4;   // up to here x stays as it lies and streams run on the plain cores
+constexpr int kNarrowRows = 16;  // up to here x stands in shared memory; above: wide_plan.h
+constexpr int kMostWarps = 16;   // of a thread block
+constexpr int kMostCluster = 8;
 constexpr int kMostStreams = 8;  // of one launch
-constexpr int kMostRounds = 8;   // tiles for one place; more tiles take more thread blocks
+constexpr int kMostRounds = 8;   // row groups of one thread block; more take more thread blocks
+constexpr int kMostStages = 4;   // blocks of weights in shared memory for each warp
 constexpr int64_t kScaleBytes = 256;  // a warp's copy of one group's scales: four for each lane
-
-// Blocks of weights in flight for each warp: as many as leave room for two thread blocks where
-// transposed x is large.
-ORTH_HD constexpr int stage_count(bool gather) { return gather ? 4 : 2; }
+constexpr int kSumStride = 36;   // floats between the rows of a warp's sums [M, 32], so that no two meet in a bank
+constexpr int kPlanePad = 12;    // units behind a plane of transposed x; the first of them holds zeros
 
 struct Device {
   int processors;
@@ -39,12 +40,15 @@ struct Problem {
 };
 
 struct LaunchPlan {
-  bool gather;           // x as it lies (batch <= 4), not transposed
-  int panels;
-  int blocks_per_panel;  // thread blocks
-  int rounds;            // tiles that the busiest place takes
-  int turns;             // tiles that a processor's slot takes, one thread block after another
-  int64_t x_stride;      // gather: bytes from one row of x to the next in shared memory
+  bool gather;  // x as it lies (batch <= 4), not transposed
+  int octets;   // of the batch, where it is transposed
+  int cluster;
+  int passes;   // panels that a thread block takes; as cluster and k_warps, a power of two
+  int row_warps, k_warps;
+  int groups;   // clusters
+  int rounds;   // row groups that the busiest cluster takes
+  int stages;
+  int64_t x_stride;  // gather: bytes from one row of x to the next in shared memory; twice that in floats
   int64_t x_bytes;
   int64_t stage_bytes;
   int64_t shared_bytes;
@@ -57,88 +61,126 @@ ORTH_HD inline int64_t block_count(int64_t columns) {
 // First of `count` things that part `part` of `parts` takes; parts differ by one at most.
 ORTH_HD constexpr int part_begin(int count, int part, int parts) { return count * part / parts; }
 
-// Units of one plane of transposed x: the panel, and one unit of zeros for what is outside it.
+// What row_quotient() multiplies by.
+constexpr uint32_t row_reciprocal(int row_warps) { return 65536u / static_cast<uint32_t>(row_warps) + 1; }
+
+constexpr int log2_of(int power) {
+  int log = 0;
+  while (1 << log < power) ++log;
+  return log;
+}
+
+// Units of one plane of transposed x: the longest of `panels`, and the pad.
 ORTH_HD inline int64_t plane_units(int64_t columns, int64_t panels) {
-  return ((block_count(columns) + panels - 1) / panels) * kBlockInputs + 8;
+  return ((block_count(columns) + panels - 1) / panels) * kBlockInputs + kPlanePad;
 }
 
 ORTH_HD inline int64_t stage_bytes(int64_t group_size) {
   return kBlockSteps * kStepWords * 4 + kBlockInputs / group_size * kScaleBytes;
 }
 
+// Bytes of a warp's sums of a tile.
+ORTH_HD constexpr int sum_bytes(bool gather, int octets) {
+  return (gather ? kGatherRows : 8 * octets) * kSumStride * 4;
+}
+
+// alpha [streams, M], and for every warp the slots at which the slices of its tiles begin and end
+// [streams, rounds, 3]: room for every stream, whether there are any or not, so that a stream never
+// changes how the base is summed.
+ORTH_HD constexpr int64_t stream_bytes(int64_t batch, int warps, int rounds) {
+  return kMostStreams * (batch + 3 * warps * rounds) * 4;
+}
+
 namespace plan_detail {
 
-inline LaunchPlan with_panels(const Problem& p, const Device& d, int64_t panels, bool gather) {
+// The plan with these many of everything; groups == 0: it does not fit, or leaves a thread block idle.
+inline LaunchPlan with(const Problem& p, const Device& d, bool gather, int cluster, int row_warps, int k_warps,
+                       int stages) {
   LaunchPlan plan{};
+  const int blocks = static_cast<int>(block_count(p.columns));
+  const int warps = row_warps * k_warps;
+  if (cluster > blocks) return plan;
   plan.gather = gather;
-  const int64_t tiles = tile_count(p.rows);
-  plan.panels = static_cast<int>(panels);
-  plan.x_stride = ceil_div(p.columns * 2, 128) * 128 + 64;
-  plan.x_bytes = gather ? p.batch * plan.x_stride : plane_units(p.columns, panels) * 16;
+  plan.octets = gather ? 1 : static_cast<int>(ceil_div(p.batch, 8));
+  plan.cluster = cluster;
+  plan.row_warps = row_warps;
+  plan.k_warps = k_warps;
+  plan.stages = stages;
   plan.stage_bytes = stage_bytes(p.group_size);
-  plan.shared_bytes = plan.x_bytes + kWarps * stage_count(gather) * plan.stage_bytes +
-                      kWarps * (gather ? kGatherRows : kNarrowRows) * 32 * 4;
-  // 1 KB of a multiprocessor's memory goes to the system for each thread block.
-  const int64_t fit = (plan.shared_bytes + 2048) * 2 <= d.processor_shared_bytes ? 2 : 1;
-  const int64_t slots = d.processors * fit / panels > 0 ? d.processors * fit / panels : 1;
-  const int64_t turns = ceil_div(tiles, slots);
-  plan.turns = static_cast<int>(turns);
-  plan.blocks_per_panel = static_cast<int>(ceil_div(tiles, turns < kMostRounds ? turns : kMostRounds));
-  plan.rounds = static_cast<int>(ceil_div(tiles, plan.blocks_per_panel));
-  // alpha, and where the slices of a place's tiles begin: room for every stream, whether there are any
-  // or not, so that a stream never changes how the base is summed.
-  plan.shared_bytes += kMostStreams * (p.batch + 3 * plan.rounds) * 4;
+  plan.x_stride = ceil_div(p.columns * 2, 128) * 128 + 64;
+  const int64_t row_groups = ceil_div(tile_count(p.rows), row_warps);
+  // Clusters that find room at once, taking a thread block to a multiprocessor.
+  const int64_t places = d.processors / cluster > 0 ? d.processors / cluster : 1;
+  const int64_t turns = ceil_div(row_groups, places);
+  const int groups = static_cast<int>(ceil_div(row_groups, turns < kMostRounds ? turns : kMostRounds));
+  plan.rounds = static_cast<int>(ceil_div(row_groups, groups));
+  const int64_t sums = (plan.rounds > 1 ? 2 : 1) * warps * sum_bytes(gather, plan.octets);
+  const int64_t others = warps * stages * plan.stage_bytes + sums + stream_bytes(p.batch, warps, plan.rounds);
+  for (plan.passes = 1; plan.passes * cluster <= blocks; plan.passes *= 2) {
+    plan.x_bytes = gather ? 3 * p.batch * plan.x_stride : plan.octets * plane_units(p.columns, cluster * plan.passes) * 16;
+    plan.shared_bytes = plan.x_bytes + others;
+    if (plan.shared_bytes <= d.shared_bytes) {
+      plan.groups = groups;
+      return plan;
+    }
+    if (gather) break;
+  }
   return plan;
 }
 
-// In the time that a multiprocessor needs for its share of 2 KB of weights, one tile x block: the
-// busiest place's blocks, the parts that panels hand over, and the wait for the last of them. The
-// weights of the terms are measured on an H200.
+// Cycles that the launch takes; the figures are fitted to 2,000 plans timed on an H200.
 inline double cost(const Problem& p, const Device& d, const LaunchPlan& plan) {
-  const double tiles = static_cast<double>(tile_count(p.rows));
-  const double rounds = plan.turns;
-  const double blocks = static_cast<double>(ceil_div(block_count(p.columns), plan.panels));
-  const int grid = plan.blocks_per_panel * plan.panels;
-  // Places at work in each processor that has any.
-  const double busy = tiles / rounds * plan.panels / (grid < d.processors ? grid : d.processors);
-  // Places of one processor share its bandwidth.
-  const double step = busy > 1 ? busy : 1;
-  const bool hands_over = plan.panels > 1;
-  const double parts = tiles * plan.panels * static_cast<double>(p.batch) / d.processors / 10;
-  return rounds * blocks * step + (hands_over ? parts + 35 : 0);
+  const int warps = plan.row_warps * plan.k_warps;
+  const int64_t grid = int64_t{plan.groups} * plan.cluster;
+  // Whether the next launch's thread blocks find room beside these, to fetch their first weights.
+  const bool overlap = warps <= kMostWarps / 2 && 2 * (plan.shared_bytes + 1024) <= d.processor_shared_bytes;
+  const int64_t each = ceil_div(grid, d.processors), together = overlap && each > 1 ? 2 : 1;
+  const double blocks = static_cast<double>(ceil_div(each, together) * plan.rounds *
+                                            ceil_div(ceil_div(block_count(p.columns), plan.cluster), plan.k_warps));
+  const double latency = 550 + (plan.gather ? 0 : 112 * plan.octets);
+  const double issue = static_cast<double>(warps * together) * (15 + 42 * plan.octets);
+  const double busy = blocks * (latency > issue ? latency : issue);
+  const double processors = static_cast<double>(grid < d.processors ? grid : d.processors);
+  const double bytes = static_cast<double>(tile_count(p.rows) * block_count(p.columns) * plan.stage_bytes);
+  const double memory = bytes / (33 * processors);
+  const double body = busy > memory ? busy + 0.73 * memory : memory + 0.73 * busy;
+  const int loads = plan.passes > 1 ? plan.passes * plan.rounds : 1;
+  const double x = loads * 2700 + static_cast<double>(p.batch * p.columns * 2) / (plan.gather ? 1 : plan.cluster) / 49;
+  const double sums = static_cast<double>(plan.row_warps * kTileRows * p.batch) * 4 * plan.k_warps / 28;
+  return body + x + plan.rounds * (3800 + sums) + 2600 * (plan.cluster - 1) + (overlap ? 0 : 445);
 }
 
 inline LaunchPlan cheapest(const Problem& p, const Device& d, bool gather) {
-  const int64_t blocks = block_count(p.columns);
   LaunchPlan best{};
   double least = 0;
-  for (int64_t panels = 1; panels <= blocks; ++panels) {
-    const LaunchPlan plan = with_panels(p, d, panels, gather);
-    if (plan.shared_bytes > d.shared_bytes) continue;
-    const double now = cost(p, d, plan);
-    if (best.panels == 0 || now < least) {
-      best = plan;
-      least = now;
+  for (int row_warps = 1; row_warps <= kMostWarps; ++row_warps) {
+    for (int k_warps = 1; row_warps * k_warps <= kMostWarps; k_warps *= 2) {
+      for (int cluster = 1; cluster <= (d.clusters ? kMostCluster : 1); cluster *= 2) {
+        for (int stages = kMostStages; stages >= 2; --stages) {
+          const LaunchPlan plan = with(p, d, gather, cluster, row_warps, k_warps, stages);
+          if (plan.groups == 0) continue;
+          const double now = cost(p, d, plan);
+          if (best.groups == 0 || now < least) {
+            best = plan;
+            least = now;
+          }
+        }
+      }
     }
-    if (panels >= 64 && best.panels != 0) break;
   }
-  return best;  // panels == 0: x does not fit
+  return best;
 }
 
 }  // namespace plan_detail
 
-// Requires columns a multiple of group_size and batch in 1 .. kNarrowRows.
+// Requires columns a multiple of group_size and batch in 1 .. kNarrowRows. groups == 0: too little
+// shared memory.
 inline LaunchPlan plan_launch(const Problem& p, const Device& d) {
   if (p.batch <= kGatherRows) {
     const LaunchPlan plan = plan_detail::cheapest(p, d, true);
-    if (plan.panels != 0) return plan;
+    if (plan.groups != 0) return plan;
   }
   return plan_detail::cheapest(p, d, false);
-}
-
-// Bytes of the parts that panels hand over: float [panels, tiles, batch, 32].
-inline int64_t parts_bytes(const Problem& p, const LaunchPlan& plan) {
-  return plan.panels > 1 ? plan.panels * tile_count(p.rows) * p.batch * kTileRows * 4 : 0;
 }
 
 }  // namespace orth

@@ -1,5 +1,4 @@
-// How the forward of 9 to 64 rows of x, and of 5 to 8 where is_wide() says so, is spread over a GPU:
-// pure arithmetic on the shapes.
+// How the forward of 17 to 64 rows of x is spread over a GPU: pure arithmetic on the shapes.
 //
 // A thread block takes a row group, `row_warps` tiles, and its share of the inputs. Each of its warps
 // takes one tile and, where there are several `k_warps`, a part of the share; it walks its blocks of
@@ -14,7 +13,7 @@
 
 namespace orth {
 
-constexpr int kMostCluster = 8;
+constexpr int kWarps = 8;  // of a thread block
 constexpr int kPlaneBytes = (kBlockInputs + 8) * 16;  // an octet's plane of a block, and zeros
 constexpr int kSumsPad = 8;                           // floats, between the rows of a thread block's sums
 
@@ -75,15 +74,6 @@ inline double wide_cost(const Problem& p, const Device& d, const WidePlan& plan)
 }
 
 }  // namespace plan_detail
-
-// From 5 rows on x is transposed as a whole by every thread block of the other kernel: too much where
-// it does not fit, or where few thread blocks do all the work.
-inline bool is_wide(const Problem& p, const Device& d) {
-  if (p.batch > kNarrowRows) return true;
-  if (p.batch <= kGatherRows || !d.clusters) return false;
-  const LaunchPlan plan = plan_launch(p, d);
-  return plan.panels != 1 || 2 * plan.blocks_per_panel <= d.processors;
-}
 
 // Requires columns a multiple of group_size and batch in 1 .. kFusedRows. row_groups == 0:
 // too little shared memory.

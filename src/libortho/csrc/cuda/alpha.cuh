@@ -32,6 +32,36 @@ __device__ inline void put_alpha(const GemmArgs& args, const AlphaRead& read, fl
   }
 }
 
+// alpha of up to 32 rows on its way, in each warp: lane m holds that of row m.
+struct WarpAlpha {
+  float value[kMostStreams];
+
+  __device__ WarpAlpha(const GemmArgs& args, int lane) {
+#pragma unroll
+    for (int s = 0; s < kMostStreams; ++s) {
+      value[s] = 0.0f;
+      if (s < args.stream_count && lane < args.batch) value[s] = load_in_order(args.streams[s].alpha + lane);
+    }
+  }
+
+  // The streams that any row opens, as bits.
+  __device__ uint32_t open(const GemmArgs& args) const {
+    uint32_t open = 0;
+#pragma unroll
+    for (int s = 0; s < kMostStreams; ++s) {
+      if (s < args.stream_count && __any_sync(0xffffffffu, value[s] != 0.0f)) open |= 1u << s;
+    }
+    return open;
+  }
+
+  __device__ void put(const GemmArgs& args, int lane, float* alpha) const {
+#pragma unroll
+    for (int s = 0; s < kMostStreams; ++s) {
+      if (s < args.stream_count && lane < args.batch) alpha[s * args.batch + lane] = value[s];
+    }
+  }
+};
+
 // The streams that any row opens, as bits; the same in every warp.
 __device__ inline uint32_t open_streams(const GemmArgs& args, const float* alpha, int lane) {
   uint32_t open = 0;

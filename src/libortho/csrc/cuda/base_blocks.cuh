@@ -21,9 +21,10 @@ class BaseBlocks {
 
   __device__ int count() const { return blocks_; }
 
-  // Starts the copy of a block of a tile into shared memory at `slot`; unit = tile * count() + block.
-  __device__ void copy(int tile, int block, int unit, uint32_t slot) const {
+  // Starts the copy of a block of a tile into shared memory at `slot`.
+  __device__ void copy(int tile, int block, uint32_t slot) const {
     if constexpr (kWhole) {
+      const int unit = tile * blocks_ + block;
       const uint32_t* words = words_ + static_cast<int64_t>(unit) * (kBlockSteps * kStepWords);
 #pragma unroll
       for (int step = 0; step < kBlockSteps; ++step) {

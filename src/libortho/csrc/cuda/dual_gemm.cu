@@ -16,10 +16,10 @@ namespace {
 
 constexpr int kMostDevices = 64;
 
-template <typename Type, bool kGather, bool kWhole>
-__global__ void __launch_bounds__(32 * kWarps, 2) dual_gemm(const __grid_constant__ GemmArgs args) {
+template <typename Type, typename As, bool kWhole>
+__global__ void __launch_bounds__(32 * kMostWarps, 1) dual_gemm(const __grid_constant__ GemmArgs args) {
   extern __shared__ __align__(128) char shared[];
-  DualGemm<Type, kGather, kWhole>(args, shared).run();
+  DualGemm<Type, As, kWhole>(args, shared).run();
 }
 
 template <typename Type, int kOctets, bool kWhole>
@@ -99,11 +99,11 @@ cudaError_t launch(Kernel kernel, std::array<std::atomic<int64_t>, kMostDevices>
   return cudaLaunchKernelEx(&config, kernel, args);
 }
 
-template <typename Type, bool kGather, bool kWhole>
+template <typename Type, typename As, bool kWhole>
 cudaError_t launch_narrow(const Shape& shape, const GemmArgs& args, int index, const Device& device,
                           cudaStream_t stream) {
   static std::array<std::atomic<int64_t>, kMostDevices> allowed{};
-  return launch(dual_gemm<Type, kGather, kWhole>, allowed, shape, args, index, device, stream);
+  return launch(dual_gemm<Type, As, kWhole>, allowed, shape, args, index, device, stream);
 }
 
 template <typename Type, int kOctets, bool kWhole>
@@ -117,7 +117,7 @@ cudaError_t launch_wide(const Shape& shape, const GemmArgs& args, int index, con
 template <typename Type, bool kWhole>
 cudaError_t plan_and_launch(const Problem& problem, GemmArgs& args, int index, const Device& device,
                             cudaStream_t stream) {
-  if (is_wide(problem, device)) {
+  if (problem.batch > kNarrowRows) {
     const WidePlan plan = plan_wide(problem, device);
     if (plan.row_groups == 0) return cudaErrorInvalidConfiguration;
     args.panels = plan.cluster;
@@ -127,25 +127,30 @@ cudaError_t plan_and_launch(const Problem& problem, GemmArgs& args, int index, c
     args.stage_bytes = static_cast<int>(plan.stage_bytes);
     const Shape shape{dim3(static_cast<unsigned>(plan.cluster), static_cast<unsigned>(plan.row_groups)),
                       32 * plan.row_warps * plan.k_warps, plan.cluster, plan.shared_bytes};
-    switch (plan.octets) {
-      case 1: return launch_wide<Type, 1, kWhole>(shape, args, index, device, stream);
-      case 2: return launch_wide<Type, 2, kWhole>(shape, args, index, device, stream);
-      case 4: return launch_wide<Type, 4, kWhole>(shape, args, index, device, stream);
-      default: return launch_wide<Type, 8, kWhole>(shape, args, index, device, stream);
-    }
+    return plan.octets == 4 ? launch_wide<Type, 4, kWhole>(shape, args, index, device, stream)
+                            : launch_wide<Type, 8, kWhole>(shape, args, index, device, stream);
   }
   const LaunchPlan plan = plan_launch(problem, device);
-  if (plan.panels == 0) return cudaErrorInvalidConfiguration;
-  args.panels = plan.panels;
-  args.blocks_per_panel = plan.blocks_per_panel;
+  if (plan.groups == 0) return cudaErrorInvalidConfiguration;
+  args.panels = plan.cluster;
+  args.passes = plan.passes;
+  args.cluster_log2 = log2_of(plan.cluster);
+  args.passes_log2 = log2_of(plan.passes);
+  args.k_log2 = log2_of(plan.k_warps);
+  args.row_reciprocal = row_reciprocal(plan.row_warps);
+  args.row_warps = plan.row_warps;
+  args.k_warps = plan.k_warps;
+  args.groups = plan.groups;
   args.rounds = plan.rounds;
+  args.stages = plan.stages;
   args.x_stride = static_cast<int>(plan.x_stride);
   args.x_bytes = static_cast<int>(plan.x_bytes);
   args.stage_bytes = static_cast<int>(plan.stage_bytes);
-  const Shape shape{dim3(static_cast<unsigned>(plan.blocks_per_panel), static_cast<unsigned>(plan.panels)),
-                    32 * kWarps, 1, plan.shared_bytes};
-  return plan.gather ? launch_narrow<Type, true, kWhole>(shape, args, index, device, stream)
-                     : launch_narrow<Type, false, kWhole>(shape, args, index, device, stream);
+  const Shape shape{dim3(static_cast<unsigned>(plan.cluster), static_cast<unsigned>(plan.groups)),
+                    32 * plan.row_warps * plan.k_warps, plan.cluster, plan.shared_bytes};
+  const auto run = [&](auto x) { return launch_narrow<Type, decltype(x), kWhole>(shape, args, index, device, stream); };
+  if (plan.gather) return problem.batch == 1 ? run(AsRows<1>{}) : run(AsRows<kGatherRows>{});
+  return plan.octets == 1 ? run(AsPlanes<1>{}) : run(AsPlanes<2>{});
 }
 
 template <typename Type>
@@ -163,7 +168,7 @@ bool misaligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointe
 
 const char* forward(const BaseLayer& base, bool streams_only, const Stream* streams,
                     int64_t stream_count, const void* x, DType x_type, int64_t m, void* y,
-                    const CudaWorkspace& workspace, void* stream) {
+                    void* stream) {
   if (x_type != DType::kFloat16 && x_type != DType::kBFloat16) return "x must be float16 or bfloat16";
   if (stream_count > kMostStreams) return "at most 8 streams fit one launch";
   if (misaligned(x) || misaligned(base.tiles) || misaligned(base.scales)) {
@@ -180,8 +185,6 @@ const char* forward(const BaseLayer& base, bool streams_only, const Stream* stre
     args.scales = static_cast<const uint16_t*>(base.scales);
     args.x = static_cast<const uint16_t*>(x) + done * base.columns;
     args.y = static_cast<uint16_t*>(y) + done * base.rows;
-    args.counters = workspace.counters;
-    args.parts = static_cast<float*>(workspace.parts);
     args.rows = static_cast<int>(base.rows);
     args.columns = static_cast<int>(base.columns);
     args.group_size = static_cast<int>(base.group_size);
@@ -207,32 +210,14 @@ const char* forward(const BaseLayer& base, bool streams_only, const Stream* stre
 
 }  // namespace
 
-int64_t orth_cuda_counters(int64_t rows) { return tile_count(rows); }
-
-int64_t orth_cuda_parts_bytes(const BaseLayer& base, int64_t m) {
-  int index = 0;
-  const DeviceInfo* info = nullptr;
-  if (current_device(&index, &info) != cudaSuccess) return -1;
-  int64_t bytes = 0;
-  for (int64_t rows : {std::min<int64_t>(m, kFusedRows), m % kFusedRows}) {
-    if (rows == 0) continue;
-    const Problem problem = problem_of(base, rows);
-    if (is_wide(problem, info->device)) continue;
-    bytes = std::max(bytes, parts_bytes(problem, plan_launch(problem, info->device)));
-  }
-  return bytes;
-}
-
 const char* orth_layer_forward_cuda(const BaseLayer& base, const Stream* streams, int64_t stream_count,
-                                    const void* x, DType x_type, int64_t m, void* y,
-                                    const CudaWorkspace& workspace, void* stream) {
-  return forward(base, false, streams, stream_count, x, x_type, m, y, workspace, stream);
+                                    const void* x, DType x_type, int64_t m, void* y, void* stream) {
+  return forward(base, false, streams, stream_count, x, x_type, m, y, stream);
 }
 
 const char* orth_streams_forward_cuda(const BaseLayer& base, const Stream* streams, int64_t stream_count,
-                                      const void* x, DType x_type, int64_t m, void* y,
-                                      const CudaWorkspace& workspace, void* stream) {
-  return forward(base, true, streams, stream_count, x, x_type, m, y, workspace, stream);
+                                      const void* x, DType x_type, int64_t m, void* y, void* stream) {
+  return forward(base, true, streams, stream_count, x, x_type, m, y, stream);
 }
 
 const char* orth_dequantize_cuda(const BaseLayer& base, DType w_type, void* w, void* stream) {

@@ -1,16 +1,37 @@
-// The fused forward for few rows of x: INT4 base and SELL-16 streams in one launch. The warps
-// of a thread block share a tile and split its inputs between them.
+// The fused forward for up to 16 rows of x: INT4 base and SELL-16 streams in one launch.
+// core/launch_plan.h says which thread block and warp takes what.
 #pragma once
 
 #include <type_traits>
 
-#include "base_ring.cuh"
 #include "products.cuh"
+#include "ring.cuh"
 #include "stream_sums.cuh"
 
 namespace orth {
 
-template <typename Type, bool kGather, bool kWhole>
+// How x stands in shared memory: up to kRows rows as they lie, or transposed, kOctets planes.
+template <int kRows>
+struct AsRows {
+  static constexpr bool kGather = true;
+  static constexpr int kOctets = 1;
+  template <typename Type>
+  using X = XRows<Type, kRows>;
+  template <typename Type>
+  using StreamSums = RowSums<Type, kRows>;
+};
+
+template <int kPlanes>
+struct AsPlanes {
+  static constexpr bool kGather = false;
+  static constexpr int kOctets = kPlanes;
+  template <typename Type>
+  using X = XPlanes<Type, kPlanes>;
+  template <typename Type>
+  using StreamSums = PlaneSums<Type, kPlanes>;
+};
+
+template <typename Type, typename As, bool kWhole>
 class DualGemm {
  public:
   __device__ DualGemm(const GemmArgs& args, char* shared)
@@ -19,149 +40,169 @@ class DualGemm {
         x_(args, place_, shared),
         blocks_(args, place_),
         products_(args, blocks_),
-        ring_(args, place_, blocks_, shared_address(shared) + args.x_bytes),
-        sums_(reinterpret_cast<float*>(shared + args.x_bytes + place_.warps * kStages * args.stage_bytes)),
-        streams_(args, place_, x_, sums_ + place_.warps * kSumRows * 32,
-                 reinterpret_cast<int*>(sums_ + place_.warps * kSumRows * 32 + kMostStreams * args.batch)) {}
+        sums_(reinterpret_cast<float*>(shared + args.x_bytes + place_.warps * args.stages * args.stage_bytes)),
+        alpha_(sums_ + (args.rounds > 1 ? 2 : 1) * place_.warps * kSums),
+        shares_(args, place_, shared_address(alpha_ + kMostStreams * args.batch), As::kGather),
+        ring_(args, place_, blocks_, shared_address(shared) + args.x_bytes) {}
 
-  __device__ void run() {
-    for (int i = 0; i < kStages; ++i) ring_.fetch();
+  __device__ __forceinline__ void run() {
+    ring_.prefetch();
     wait_for_previous();
     let_next_start();
-    const auto alpha = read_alpha(args_);
-    if (!args_.streams_only) x_.load();
-    put_alpha(args_, alpha, streams_.alpha());
-    __syncthreads();
-    if (args_.stream_count > 0) streams_.open(ring_.first_tile(), ring_.tile_step(), args_.rounds);
+    const WarpAlpha alpha(args_, place_.lane);
+    const auto open = [&] {
+      shares_.open(alpha.open(args_));
+      if (place_.warp == 0) alpha.put(args_, place_.lane, alpha_);
+    };
     if (args_.streams_only) {
-      if (!streams_.any_open()) return;
-      x_.load();
-      __syncthreads();
+      open();
+      if (!shares_.any_open()) return;
+      load_x(0, [] {});
+    } else {
+      load_x(0, open);
     }
-    typename Ring::Cursor now = ring_.begin();
-    int round = 0;
-    for (int tile = ring_.first_tile(); tile < args_.tile_count; tile += ring_.tile_step(), ++round) {
-      typename Streams::Ahead pairs{};
-      ring_.begin_tile(now);
-      Sums<1> total = {};
-      for (int i = 0; i < ring_.per_tile(); ++i) {
-        ring_.wait();
-        if (now.block < place_.block_end && !args_.streams_only) {
-          const int first = now.block * kBlockInputs;
-          products_.add(now.slot, first, [&](int step, int) { return x_.operand(first + step * kStepInputs); }, total);
+    __syncthreads();
+    ring_.start(shares_);
+    for (int round = 0; round < args_.rounds; ++round) {
+      const bool here = place_.tile(args_, round) < args_.tile_count;
+      Sums<kOctets> total = {};
+      for (int pass = 0; pass < args_.passes; ++pass) {
+        if (args_.passes > 1 && round + pass > 0) {
+          __syncthreads();  // the panel before has been read
+          load_x(pass, [] {});
+          __syncthreads();
         }
-        ring_.fetch();
-        ring_.advance(now);
-        if (i == 0 && streams_.any_open()) {
-          if (round == 0) __syncthreads();  // the bounds
-          streams_.begin_tile(round, pairs);
+        if (!here) continue;
+        if (!args_.streams_only) add_base(Panel(args_, place_, pass), total);
+        float* sums = mine(round);
+        if (pass == args_.passes - 1) {
+          put(total, sums, pass > 0 && shares_.any_open());
+        } else if (pass == 0 && shares_.any_open()) {
+          put(Sums<kOctets>{}, sums, false);
         }
+        if (shares_.any_open()) add_streams(round, pass, sums);
       }
-      finish(tile, round, total, pairs);
+      finish(round);
     }
+    if (args_.panels > 1) cluster_barrier();  // others may be reading these sums still
   }
 
  private:
-  static constexpr int kSumRows = kGather ? kGatherRows : 8;
-  static constexpr int kStages = stage_count(kGather);
-  using Streams = StreamSums<Type, kGather>;
-  using Ring = BaseRing<kStages, kWhole>;
+  static constexpr int kOctets = As::kOctets;
+  static constexpr int kSumRows = As::kGather ? kGatherRows : 8 * kOctets;
+  static constexpr int kSums = kSumRows * kSumStride;
+  static_assert(kSums * 4 == sum_bytes(As::kGather, kOctets), "what the plan gives a warp");
+  using X = typename As::template X<Type>;
+  using StreamSums = typename As::template StreamSums<Type>;
 
-  // This warp's sums of a tile, [m][32].
-  __device__ void put(const Sums<1>& total, float* out) const {
+  template <typename Meanwhile>
+  __device__ __forceinline__ void load_x(int pass, const Meanwhile& meanwhile) {
+    x_.load(Panel(args_, place_, pass), meanwhile);
+  }
+
+  __device__ __forceinline__ void add_base(const Panel& panel, Sums<kOctets>& total) {
+    for (int block = panel.begin + place_.k_warp; block < panel.end; block += args_.k_warps) {
+      const uint32_t place = ring_.wait();
+      products_.add(place, block * kBlockInputs, x_.operands(block), total);
+      ring_.next(shares_);
+    }
+  }
+
+  // This warp's sums of a tile, [m][kSumStride]; in two places, so that one round's can be read while
+  // the next one's are made.
+  __device__ float* mine(int round) const { return sums_ + (round % 2 * place_.warps + place_.warp) * kSums; }
+
+  // Adding: streams of the passes before lie there, for the rows that open any.
+  __device__ __forceinline__ void put(const Sums<kOctets>& total, float* sums, bool adding) const {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int m = place_.quarter * 2 + i;
-      if (m < kSumRows) {
-        *reinterpret_cast<float4*>(out + m * 32 + place_.row4 * 4) =
-            make_float4(total[0][0][i], total[0][0][2 + i], total[0][1][i], total[0][1][2 + i]);
+    for (int octet = 0; octet < kOctets; ++octet) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int m = octet * 8 + place_.quarter * 2 + i;
+        if (m >= kSumRows) continue;
+        const float(&c)[2][4] = total[octet];
+        float4 v = make_float4(c[0][i], c[0][2 + i], c[1][i], c[1][2 + i]);
+        float4* to = reinterpret_cast<float4*>(sums + m * kSumStride + place_.row4 * 4);
+        if (adding && m < args_.batch && opens_row(args_, alpha_, m)) {
+          v = make_float4(to->x + v.x, to->y + v.y, to->z + v.z, to->w + v.w);
+        }
+        *to = v;
       }
     }
     __syncwarp();
   }
 
-  __device__ void store(int m, int tile, int row, float value) const {
-    const int n = tile * 32 + row;
-    if (n >= args_.rows) return;
-    uint16_t& y = args_.y[static_cast<int64_t>(m) * args_.rows + n];
-    if (args_.streams_only) {
-      if (!opens_row(args_, streams_.alpha(), m)) return;
-      value += Type::to_float(y);
-    }
-    y = Type::from_float(value);
-  }
-
-  __device__ float* part(int panel, int tile) const {
-    return args_.parts + (static_cast<int64_t>(panel) * args_.tile_count + tile) * args_.batch * 32;
-  }
-
-  // The panels' parts in their order; a thread takes four rows at a time.
-  __device__ void sum_parts(int tile) const {
-    constexpr int kAtOnce = 4;
-    const int64_t next = static_cast<int64_t>(args_.tile_count) * args_.batch * 8;
-    const float4* from = reinterpret_cast<const float4*>(part(0, tile));
-    const int count = args_.batch * 8, step = static_cast<int>(blockDim.x);
-    for (int i = threadIdx.x; i < count; i += kAtOnce * step) {
-      float4 sum[kAtOnce] = {};
-#pragma unroll 4
-      for (int p = 0; p < args_.panels; ++p) {
-#pragma unroll
-        for (int j = 0; j < kAtOnce; ++j) {
-          if (i + j * step < count) {
-            const float4 v = __ldcg(from + p * next + i + j * step);
-            sum[j] = make_float4(sum[j].x + v.x, sum[j].y + v.y, sum[j].z + v.z, sum[j].w + v.w);
-          }
+  __device__ __forceinline__ void add_streams(int round, int pass, float* sums) {
+    for (int s = 0; s < args_.stream_count; ++s) {
+      if (!shares_.is_open(s)) continue;
+      for (int i = 0; i < shares_.halves(); ++i) {
+        const Share share = shares_.share(s, round, i);
+        if (share.begin >= share.end) continue;
+        StreamSums dots(args_, place_, x_);
+        for (int slot = share.begin; slot < share.end; slot += kPieceSlots) {
+          const int slots = min(kPieceSlots, share.end - slot);
+          dots.add(ring_.wait(), slots);
+          ring_.next(shares_);
         }
-      }
-#pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        const int at = i + j * step;
-        if (at < count) {
-          store(at / 8, tile, at % 8 * 4, sum[j].x);
-          store(at / 8, tile, at % 8 * 4 + 1, sum[j].y);
-          store(at / 8, tile, at % 8 * 4 + 2, sum[j].z);
-          store(at / 8, tile, at % 8 * 4 + 3, sum[j].w);
-        }
+        dots.put(alpha_ + s * args_.batch, sums + share.half * kSliceRows);
+        __syncwarp();
       }
     }
   }
 
-  __device__ void finish(int tile, int round, const Sums<1>& total, const typename Streams::Ahead& pairs) {
-    if (round > 0) __syncthreads();  // the sums of the tile before have been read
-    float* mine = sums_ + place_.warp * kSumRows * 32;
-    put(total, mine);
-    if (streams_.any_open()) streams_.add(round, pairs, mine);
-    __syncthreads();
-    for (int i = threadIdx.x; i < args_.batch * 32; i += blockDim.x) {
-      float sum = 0.0f;
-#pragma unroll 8
-      for (int w = 0; w < place_.warps; ++w) sum += sums_[w * kSumRows * 32 + i];
+  // The sums of all warps and thread blocks that split a tile's inputs, in their order; the thread
+  // blocks of the cluster share the work.
+  __device__ __forceinline__ void finish(int round) const {
+    if (args_.panels > 1) {
+      cluster_barrier();
+    } else {
+      __syncthreads();
+    }
+    // Eight lanes take a tile of a row of y, four items each.
+    const int jobs = args_.batch * args_.row_warps, end = jobs * (place_.rank + 1) >> args_.cluster_log2;
+    const uint32_t mine = shared_address(sums_) + (round % 2 * place_.warps * kSums + place_.lane % 8 * 4) * 4;
+    const uint32_t next = args_.row_warps * (kSums * 4);
+    for (int job = (jobs * place_.rank >> args_.cluster_log2) + static_cast<int>(threadIdx.x) / 8; job < end; job += blockDim.x / 8) {
+      const int m = row_quotient(args_, job), row_warp = job - m * args_.row_warps;
+      const uint32_t from = mine + (row_warp * kSums + m * kSumStride) * 4;
+      float4 sum = make_float4(0, 0, 0, 0);
       if (args_.panels == 1) {
-        store(i / 32, tile, i % 32, sum);
+#pragma unroll 4
+        for (int k = 0; k < args_.k_warps; ++k) add(sum, load_floats_shared(from + k * next));
       } else {
-        __stcg(part(place_.panel, tile) + i, sum);
+        for (int rank = 0; rank < args_.panels; ++rank) {
+#pragma unroll 4
+          for (int k = 0; k < args_.k_warps; ++k) add(sum, load16_cluster(from + k * next, rank));
+        }
       }
+      const int tile = place_.tile(args_, round) - place_.row_warp + row_warp;
+      store(m, tile * static_cast<int>(kTileRows) + place_.lane % 8 * 4, sum);
     }
-    if (args_.panels == 1) return;
-    __threadfence();
-    __syncthreads();
-    __shared__ bool last;
-    if (threadIdx.x == 0) last = atomicAdd(args_.counters + tile, 1) == args_.panels - 1;
-    __syncthreads();
-    if (!last) return;
-    __threadfence();
-    sum_parts(tile);
-    if (threadIdx.x == 0) args_.counters[tile] = 0;
+  }
+
+  __device__ static void add(float4& sum, const float4& v) {
+    sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
+  }
+
+  __device__ __forceinline__ void store(int m, int n, const float4& sum) const {
+    if (n >= args_.rows || (args_.streams_only && !opens_row(args_, alpha_, m))) return;
+    uint16_t* y = args_.y + static_cast<int64_t>(m) * args_.rows + n;
+    const float four[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (n + i < args_.rows) y[i] = Type::from_float(args_.streams_only ? four[i] + Type::to_float(y[i]) : four[i]);
+    }
   }
 
   const GemmArgs& args_;
   const Place place_;
-  const typename Streams::X x_;
+  X x_;
   const BaseBlocks<kWhole> blocks_;
-  const Products<Type, 1, kWhole> products_;
-  Ring ring_;
+  const Products<Type, kOctets, kWhole> products_;
   float* sums_;
-  Streams streams_;
+  float* alpha_;
+  StreamShares shares_;
+  Ring<kWhole> ring_;
 };
 
 }  // namespace orth

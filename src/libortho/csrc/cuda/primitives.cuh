@@ -20,6 +20,10 @@ __device__ __forceinline__ void copy8_async(uint32_t shared, const void* global)
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared), "l"(global) : "memory");
 }
 
+__device__ __forceinline__ void copy4_async(uint32_t shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
+}
+
 // 16 bytes of `global`, or zeros.
 __device__ __forceinline__ void copy16_async_or_zeros(uint32_t shared, const void* global, bool copy) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(copy ? 16 : 0)
@@ -80,6 +84,19 @@ __device__ __forceinline__ uint2 load8_shared(uint32_t address) {
   uint2 v;
   asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
   return v;
+}
+
+__device__ __forceinline__ uint32_t load4_shared(uint32_t address) {
+  uint32_t v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
+  return v;
+}
+
+__device__ __forceinline__ float load_float_shared(uint32_t address) { return __uint_as_float(load4_shared(address)); }
+
+__device__ __forceinline__ float4 load_floats_shared(uint32_t address) {
+  const uint4 v = load16_shared(address);
+  return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
 }
 
 __device__ __forceinline__ uint16_t load2_shared(uint32_t address) {

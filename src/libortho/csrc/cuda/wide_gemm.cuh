@@ -79,7 +79,7 @@ class WideGemm {
   __device__ void copy_base(int chunk) const {
     if (chunk >= chunks_ || tile_ >= args_.tile_count || args_.streams_only) return;
     const int block = block_ + chunk;
-    blocks_.copy(tile_, block, tile_ * blocks_.count() + block, ring_ + chunk % args_.stages * args_.stage_bytes);
+    blocks_.copy(tile_, block, ring_ + chunk % args_.stages * args_.stage_bytes);
   }
 
   __device__ int raw(int chunk) const {

@@ -5,66 +5,80 @@
 
 namespace orth {
 
-// Up to 4 rows of x, all columns whatever the panel; zeros stand in column K. Each eight inputs lie in
-// the order of their pairs: 0 4 1 5 2 6 3 7.
-template <typename Type>
+// Up to kRows rows of x, all columns, twice: in the format of x, each eight inputs in the order of their
+// pairs, 0 4 1 5 2 6 3 7; and as floats, for gathers, with a zero in column K.
+template <typename Type, int kRows>
 class XRows {
  public:
   __device__ XRows(const GemmArgs& args, const Place& place, char* shared)
-      : args_(args), place_(place), shared_(shared),
-        mine_(shared_address(shared) + place.row4 * args.x_stride + place.quarter * 16) {}
+      : args_(args), shared_(shared), inside_(place.row4 < args.batch),
+        mine_(shared_address(shared) + place.row4 * args.x_stride + place.quarter * 16),
+        floats_(shared_address(shared) + args.batch * args.x_stride) {}
 
-  __device__ void load() const {
-    const int units = args_.columns / 8;
-#pragma unroll 1
-    for (int m = 0; m < args_.batch; ++m) {
-      const uint16_t* row = args_.x + static_cast<int64_t>(m) * args_.columns;
-      char* out = shared_ + m * args_.x_stride;
-      for (int unit = threadIdx.x; unit < units; unit += 4 * blockDim.x) {
-        uint4 v[4];
+  // All columns, whatever the panel. meanwhile() runs while the first of them are on their way.
+  template <typename Meanwhile>
+  __device__ __forceinline__ void load(const Panel&, const Meanwhile& meanwhile) {
+    const int units = args_.columns / 8, step = static_cast<int>(blockDim.x), unit = static_cast<int>(threadIdx.x);
+    const uint4 first = item(0, unit, units), second = item(0, unit + step, units);
+    meanwhile();
+    put(0, unit, units, first);
+    put(0, unit + step, units, second);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int at = unit + i * static_cast<int>(blockDim.x);
-          if (at < units) v[i] = load16_in_order(row + at * 8);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int at = unit + i * static_cast<int>(blockDim.x);
-          if (at < units) *reinterpret_cast<uint4*>(out + at * 16) = in_pairs(v[i]);
-        }
-      }
+    for (int m = 0; m < kRows; ++m) {
+      if (kRows > 1 && m >= args_.batch) break;
+#pragma unroll 2
+      for (int i = unit + (m == 0 ? 2 * step : 0); i < units; i += step) put(m, i, units, item(m, i, units));
     }
-    if (threadIdx.x < args_.batch) {
-      *reinterpret_cast<uint4*>(shared_ + threadIdx.x * args_.x_stride + units * 16) = make_uint4(0, 0, 0, 0);
-    }
+    if (unit < args_.batch) *floats(unit, units) = make_float4(0, 0, 0, 0);
   }
 
-  // The operand of both products of the step that begins at `input`.
-  __device__ uint4 operand(int input) const {
-    uint4 v = make_uint4(0, 0, 0, 0);
-    if (place_.row4 < args_.batch) v = load16_shared(mine_ + input * 2);
-    return v;
+  // operand(step, octet) of block `block`: x for both products of a step.
+  __device__ auto operands(int block) const {
+    const uint32_t from = mine_ + block * (kBlockInputs * 2);
+    const bool inside = inside_;
+    return [from, inside](int step, int) {
+      uint4 v = make_uint4(0, 0, 0, 0);
+      if (inside) v = load16_shared(from + step * (kStepInputs * 2));
+      return v;
+    };
   }
 
-  // Where input `column` of row 0 lies.
-  __device__ uint32_t entry(int column) const {
-    return shared_address(shared_) + place_in_pairs(column) * 2;
-  }
-
-  __device__ float item(uint32_t entry, int m) const {
-    return Type::to_float(load2_shared(entry + m * args_.x_stride));
+  // x[m, column]
+  __device__ float at(int m, uint32_t column) const {
+    return load_float_shared(floats_ + column * 4 + 2 * m * args_.x_stride);
   }
 
  private:
-  const GemmArgs& args_;
+  __device__ float4* floats(int m, int unit) const {
+    return reinterpret_cast<float4*>(shared_ + (args_.batch + 2 * m) * args_.x_stride + unit * 32);
+  }
+
+  // Eight inputs.
+  __device__ uint4 item(int m, int unit, int units) const {
+    return unit < units ? load16_in_order(args_.x + static_cast<int64_t>(m) * args_.columns + unit * 8) : make_uint4(0, 0, 0, 0);
+  }
+
+  __device__ __forceinline__ void put(int m, int unit, int units, const uint4& v) const {
+    if (unit >= units) return;
+    *reinterpret_cast<uint4*>(shared_ + m * args_.x_stride + unit * 16) = in_pairs(v);
+    floats(m, unit)[0] = four(v.x, v.y);
+    floats(m, unit)[1] = four(v.z, v.w);
+  }
+
   __device__ static uint4 in_pairs(const uint4& v) {
     return make_uint4(__byte_perm(v.x, v.z, 0x5410), __byte_perm(v.x, v.z, 0x7632),
                       __byte_perm(v.y, v.w, 0x5410), __byte_perm(v.y, v.w, 0x7632));
   }
 
-  const Place place_;
+  __device__ static float4 four(uint32_t a, uint32_t b) {
+    return make_float4(Type::to_float(static_cast<uint16_t>(a)), Type::to_float(static_cast<uint16_t>(a >> 16)),
+                       Type::to_float(static_cast<uint16_t>(b)), Type::to_float(static_cast<uint16_t>(b >> 16)));
+  }
+
+  const GemmArgs& args_;
   char* shared_;
-  uint32_t mine_;
+  const bool inside_;
+  const uint32_t mine_, floats_;
 };
 
 // Eight inputs of eight rows of x, transposed into a plane (fragments.h) from input `first` on. row(m)
@@ -87,49 +101,71 @@ __device__ void transpose_eight(const Row& row, int first, char* plane) {
   }
 }
 
-// Up to 8 rows of a panel of x, transposed.
-template <typename Type>
+// The rows of a panel of x, transposed: a plane for each octet.
+template <typename Type, int kOctets>
 class XPlanes {
  public:
   __device__ XPlanes(const GemmArgs& args, const Place& place, char* shared)
-      : args_(args), place_(place), shared_(shared), address_(shared_address(shared)) {
-    zero_unit_ = static_cast<int>(plane_units(args.columns, args.panels)) - 8;
-    step_input_ = ldmatrix_input(place.lane);
+      : args_(args), shared_(shared), address_(shared_address(shared)), plane_bytes_(args.x_bytes / kOctets) {
+    const int input = ldmatrix_input(place.lane);
+    even_ = address_ + unit_of_input(input) * 16;
+    odd_ = address_ + unit_of_input(kStepInputs + input) * 16;
   }
 
-  __device__ void load() const {
-    const int end = min(place_.block_end * kBlockInputs, args_.columns);
-    const int eights = (end - place_.input_begin) / 8;
-#pragma unroll 2
-    for (int eight = threadIdx.x; eight < eights; eight += blockDim.x) {
-      const uint16_t* from = args_.x + place_.input_begin + eight * 8;
-      const auto row = [&](int m) {
-        return m < args_.batch ? load16_in_order(from + static_cast<int64_t>(m) * args_.columns) : make_uint4(0, 0, 0, 0);
-      };
-      transpose_eight(row, eight * 8, shared_);
+  template <typename Meanwhile>
+  __device__ __forceinline__ void load(const Panel& panel, const Meanwhile& meanwhile) {
+    first_ = panel.begin * kBlockInputs;
+    inputs_ = min(panel.end * kBlockInputs, args_.columns) - first_;
+    const int octet = static_cast<int>(threadIdx.x) % kOctets, mine = static_cast<int>(threadIdx.x) / kOctets;
+    const int eights = inputs_ / 8, step = static_cast<int>(blockDim.x) / kOctets;
+    char* plane = shared_ + octet * plane_bytes_;
+    const int rows = args_.batch - octet * 8;
+    const uint16_t* from = args_.x + static_cast<int64_t>(octet) * 8 * args_.columns + first_;
+    uint4 v[8];
+    const auto get = [&](int eight) {
+#pragma unroll
+      for (int m = 0; m < 8; ++m) {
+        const bool inside = m < rows && eight < eights;
+        v[m] = inside ? load16_in_order(from + static_cast<int64_t>(m) * args_.columns + eight * 8) : make_uint4(0, 0, 0, 0);
+      }
+    };
+    get(mine);
+    meanwhile();
+#pragma unroll 1
+    for (int eight = mine; eight < eights; eight += step) {
+      transpose_eight([&](int m) { return v[m]; }, eight * 8, plane);
+      get(eight + step);
     }
-    if (threadIdx.x == 0) *reinterpret_cast<uint4*>(shared_ + zero_unit_ * 16) = make_uint4(0, 0, 0, 0);
+    if (threadIdx.x < kOctets) *reinterpret_cast<uint4*>(plane + zeros()) = make_uint4(0, 0, 0, 0);
   }
 
-  __device__ uint4 operand(int input) const {
-    return load_matrices_transposed(address_ + unit_of_input(input - place_.input_begin + step_input_) * 16);
+  __device__ auto operands(int block) const {
+    const uint32_t from = (block * kBlockInputs - first_) * 16;
+    const uint32_t even = even_ + from, odd = odd_ + from;
+    const int plane_bytes = plane_bytes_;
+    return [even, odd, plane_bytes](int step, int octet) {
+      return load_matrices_transposed((step % 2 == 0 ? even : odd) + step / 2 * (2 * kStepInputs * 16) + octet * plane_bytes);
+    };
   }
 
-  // Where this lane's row of the operand for entries in `column` lies; zeros where another panel has it.
-  __device__ uint32_t entry(int column, bool& inside) const {
-    const int local = column - place_.input_begin;
-    inside = local >= 0 && column < args_.columns && column < place_.block_end * kBlockInputs;
-    return address_ + (inside ? unit_of_input(local) : zero_unit_) * 16;
+  // Eight rows of x at `column` are the 16 bytes there; zeros where another panel has it, as inside tells.
+  __device__ uint32_t unit(uint32_t column, bool& inside) const {
+    const uint32_t local = column - static_cast<uint32_t>(first_);
+    inside = local < static_cast<uint32_t>(inputs_);
+    return address_ + (inside ? unit_of_input(static_cast<int>(local)) * 16 : zeros());
   }
 
-  __device__ uint4 entries_operand(uint32_t entry) const { return load_matrices_transposed(entry); }
+  __device__ uint4 load_unit(uint32_t unit, int octet) const { return load16_shared(unit + octet * plane_bytes_); }
 
  private:
+  __device__ int zeros() const { return plane_bytes_ - kPlanePad * 16; }
+
   const GemmArgs& args_;
-  const Place place_;
   char* shared_;
-  uint32_t address_;
-  int zero_unit_, step_input_;
+  const uint32_t address_;
+  const int plane_bytes_;
+  uint32_t even_, odd_;
+  int first_ = 0, inputs_ = 0;
 };
 
 }  // namespace orth

@@ -1,4 +1,4 @@
-// torch.ops.libortho.dual_linear on CUDA tensors: argument checks, workspace and the choice of route.
+// torch.ops.libortho.dual_linear on CUDA tensors: argument checks and the choice of route.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -6,8 +6,6 @@
 
 #include <array>
 #include <atomic>
-#include <map>
-#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -110,20 +108,6 @@ void* current_stream(int32_t device) {
   return stream;
 }
 
-// Counters that launches of one stream share: zeros that every launch leaves as zeros. They are never
-// freed, since a captured graph may hold their address.
-int32_t* counters(const Tensor& like, void* stream, int64_t rows) {
-  static std::mutex mutex;
-  static std::map<std::pair<int32_t, void*>, std::vector<Tensor>> kept;
-  const int64_t wanted = orth::orth_cuda_counters(rows);
-  const std::lock_guard<std::mutex> lock(mutex);
-  std::vector<Tensor>& grown = kept[{like.get_device_index(), stream}];
-  if (grown.empty() || grown.back().size(0) < wanted) {
-    grown.push_back(torch::stable::new_zeros(like, {wanted > 4096 ? wanted : 4096}, ScalarType::Int));
-  }
-  return static_cast<int32_t*>(grown.back().mutable_data_ptr());
-}
-
 void must(const char* error) { STD_TORCH_CHECK(error == nullptr, "libortho on CUDA: ", error); }
 
 // The overload with `out` is not on autocast's lists, which would round the operands.
@@ -161,13 +145,9 @@ Tensor dual_linear(Tensor x, Tensor tiles, Tensor scales, int64_t rows, int64_t 
   const Tensor input = packed(x);
   const orth::DType type = dtype_of(x.scalar_type());
   void* stream = current_stream(x.get_device_index());
-  const int64_t bytes = orth::orth_cuda_parts_bytes(operands.base, m);
-  STD_TORCH_CHECK(bytes >= 0, "libortho on CUDA: the device cannot be asked for its properties");
-  const Tensor parts = torch::stable::new_empty(x, {bytes > 0 ? bytes : 16}, ScalarType::Byte);
-  const orth::CudaWorkspace workspace{counters(x, stream, rows), parts.mutable_data_ptr()};
   if (m <= kStreamedRows) {
     must(orth::orth_layer_forward_cuda(operands.base, operands.streams.data(), operands.count(),
-                                       input.const_data_ptr(), type, m, y.mutable_data_ptr(), workspace, stream));
+                                       input.const_data_ptr(), type, m, y.mutable_data_ptr(), stream));
     return y;
   }
   dense_calls.fetch_add(1, std::memory_order_relaxed);
@@ -176,7 +156,7 @@ Tensor dual_linear(Tensor x, Tensor tiles, Tensor scales, int64_t rows, int64_t 
   matmul_into(y, input, torch::stable::transpose(w, 0, 1));
   if (operands.count() > 0) {
     must(orth::orth_streams_forward_cuda(operands.base, operands.streams.data(), operands.count(),
-                                         input.const_data_ptr(), type, m, y.mutable_data_ptr(), workspace, stream));
+                                         input.const_data_ptr(), type, m, y.mutable_data_ptr(), stream));
   }
   return y;
 }
