@@ -10,6 +10,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
@@ -69,6 +70,17 @@ def entered(rounds: int, device: torch.device, recorded: int = RECORDED, in_a_ro
     return WARM_UP + recorded if device.type == "cuda" else (WARM_UP + rounds) * in_a_row
 
 
+@dataclass(frozen=True)
+class Replay:
+    """A recorded graph, and the call that holds the tensors which the graph reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    call: Call
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
 def record(
     call: Call, numbers: Iterator[int], calls: int, warm_up: int = WARM_UP
 ) -> Callable[[], None]:
@@ -84,8 +96,7 @@ def record(
     with torch.cuda.graph(graph):
         for _ in range(calls):
             call(next(numbers))
-    replay: Callable[[], None] = graph.replay
-    return replay
+    return Replay(graph, call)
 
 
 def replayed(replay: Callable[[], None], device: torch.device) -> float:
