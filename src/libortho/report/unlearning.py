@@ -114,7 +114,10 @@ def sentence(record: Record) -> str:
 
 def _apart(record: Record) -> str:
     number = len(_parts(record))
-    told = f"; each of {number} tenants' streams answers its own rows and leaves the others' alone"
+    told = (
+        f"; each of {number} tenants' streams answers its own rows, and forget quality cannot tell "
+        "its answers to the others' rows from those with all streams closed"
+    )
     return told if number else ""
 
 
