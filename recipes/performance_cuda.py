@@ -18,14 +18,15 @@ so products are exact, and a group's fp32 sum meets its scale. alpha is read on 
 captured graph replays with another. Weights are fetched before the kernel ahead ends (programmatic
 dependent launch).
 
-- **up to 8 rows**: the warps of a thread block share a tile and split its inputs; x lies in shared
-  memory whole. Up to 4 rows a lane gathers x for its stream entries; above, a slot of a SELL-16
-  slice, one entry for each of 16 rows, is a diagonal operand.
-- **9 to 64 rows**, and 5 to 8 where x is too large for that or the layer too small: a warp has a
-  tile of its own, and up to eight of them share x, which comes in chunks of 128 inputs and is
-  transposed in shared memory. Where there are too few tiles, thread blocks of a cluster split the
-  inputs and sum through one another's shared memory, in order. Streams are walked along the inputs
-  with the base: each output row keeps the slot it has come to.
+- **up to 16 rows**: x lies in shared memory, up to 4 rows as they are, above transposed. A warp has
+  a tile and a part of its inputs, and runs on without meeting others: blocks of the base and, where
+  alpha opens any, pieces of the streams come through one ring, fetched ahead. Where it pays, thread
+  blocks of a cluster split the inputs. The parts of a tile are summed through shared memory, in
+  order. Entries of streams are gathered and multiplied in fp32 on the plain cores.
+- **17 to 64 rows**: up to eight warps, a tile each, share x, which comes in chunks of 128 inputs
+  and is transposed in shared memory. Where there are too few tiles, thread blocks of a cluster
+  split the inputs. Streams are walked along the inputs with the base: each output row keeps the
+  slot it has come to.
 
 Above 384 rows the base is dequantised once, rounded to the dtype of x, and torch multiplies;
 x in fp32, values in training and gradients run on the reference.
@@ -38,12 +39,9 @@ SPARSE_PEERS = ("SpQR", "SqueezeLLM")
 NAIVE = ("Marlin + cuSPARSE", "tinygemm + cuSPARSE")
 """INT4 kernels with cuSPARSE after them; the first that was measured is shown."""
 
-REPLACED = {
-    "1092ea022afefb2f4749d568c38f4c9a6ae91683": (
-        "The kernel for 9 to 64 rows, which some shapes use from 5 rows on, has been rewritten "
-        "since: M ≥ 16, and M = 8 at 1024×4096 and 4096×14336, show the one before it. The present "
-        "one, and the present order in which streams are fetched up to 8 rows, have run in "
-        "emulation alone: their speed is unmeasured."
+REPLACED: dict[str, str] = {
+    "54e6ae60acde451dea07814805496a876460532e": (
+        "The kernel for 17 to 64 rows has been rewritten since: M = 32 and 64 show the one before."
     ),
 }
 """By the commit of a result: what it no longer says."""

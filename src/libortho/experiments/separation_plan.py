@@ -39,7 +39,7 @@ class Plan:
     members: int = 200
     exposures: tuple[int, ...] = STRATA
     window: int = 256
-    training: Training = field(default_factory=Training)
+    training: Training = field(default_factory=lambda: Training(lr=5e-4))
     bits: tuple[int, ...] = (2, 3, 4, 8)
     densities: tuple[float, ...] = (0.0, 0.005, 0.01, 0.02)
     residual: ResidualOptions = field(default_factory=lambda: ResidualOptions(density=0.05))
