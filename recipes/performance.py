@@ -41,7 +41,7 @@ RECORDED: Mapping[str, tuple[str, str]] = {
         "libortho experiment separation --device cuda",
     ),
     "separation/seed-1": (
-        "The same, seeds 1 and 2",
+        "Every sieve and baseline on one contaminated model, seeds 1 and 2",
         "libortho experiment separation --device cuda --seed 1 --seed 2",
     ),
     "genius/*": ("The arithmetic that `repair` brings back", "libortho experiment genius"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from libortho import records
 from libortho.records import Record
-from recipes import readme_residual
+from recipes import readme_residual, readme_speed
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
@@ -45,18 +45,19 @@ WORDS: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def figures(words: Mapping[str, str], residual: Mapping[str, str]) -> str:
-    """The block between the markers, in one language."""
-    parts = []
-    for name in TABLED:
-        paths = sorted((ROOT / "records" / name).glob("seed-*.json"))
-        if paths:
-            parts.append(_table(name, {path: records.read(path) for path in paths}, words))
-    paths = sorted((ROOT / "records" / "separation").glob("seed-*.json"))
-    if paths:
-        found = {path: records.read(path) for path in paths}
-        told = readme_residual.line([*found.values()], _links(found, words), residual)
-        parts += [told] if told else []
+def figures(name: str) -> str:
+    """The block between the markers of a README."""
+    words = WORDS[name]
+    parts = [
+        _table(table, found, words)
+        for table, found in ((table, _found(table, "seed-*")) for table in TABLED)
+        if found
+    ]
+    found = _found("separation", "seed-*")
+    links = _links(found, words)
+    told = readme_residual.line([*found.values()], links, readme_residual.WORDS[name])
+    speed = {path.relative_to(ROOT): record for path, record in _found("performance", "*").items()}
+    parts += [one for one in (told, readme_speed.line(speed, readme_speed.WORDS[name])) if one]
     for seed in SEEDS:
         if not (ROOT / "records" / "killswitch" / f"seed-{seed}.json").is_file():
             parts.append(words["pending"].format(seed=seed, command=f"{PENDING} --seed {seed}"))
@@ -65,10 +66,14 @@ def figures(words: Mapping[str, str], residual: Mapping[str, str]) -> str:
 
 def filled(text: str, name: str) -> str:
     """A README with its figures up to date."""
-    words, residual = WORDS[name], readme_residual.WORDS[name]
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{figures(words, residual)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{figures(name)}\n{END}{after}"
+
+
+def _found(experiment: str, pattern: str) -> dict[Path, Record]:
+    paths = sorted((ROOT / "records" / experiment).glob(f"{pattern}.json"))
+    return {path: records.read(path) for path in paths}
 
 
 def _table(name: str, found: Mapping[Path, Record], words: Mapping[str, str]) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from recipes.readme import ROOT, WORDS, filled
 from recipes.readme_residual import WORDS as LINE
 from recipes.readme_residual import line
+from recipes.readme_speed import WORDS as SPEED
+from recipes.readme_speed import line as speed_line
 
 from libortho import records
 
@@ -34,3 +38,20 @@ def test_the_line_on_residual_adds_seeds_up() -> None:
     assert told.endswith("up to 5% of the weights takes recall to 60% at 4 bits.")
     void = records.new("separation", "VOID", n=0, seeds=[0], backend="x")
     assert line([void], "", LINE["README.md"]) == ""
+
+
+def test_the_line_on_speed_leaves_void_runs_out() -> None:
+    def record(verdict: str) -> records.Record:
+        figures = {"speedup_alpha0_batch1": 2.994, "alpha1_over_alpha0_batch1": 1.0936}
+        config = {"parameters": 1235814400, "density": 0.01}
+        return records.new(
+            "performance", verdict, n=4, seeds=[0], backend="x", config=config, figures=figures
+        )
+
+    words = SPEED["README.md"]
+    told = speed_line({Path("a.json"): record("PASS"), Path("b.json"): record("VOID")}, words)
+    assert "1B parameters on" in told
+    assert "2.99x bf16 at α=0" in told
+    assert told.endswith("takes 1.09x as long as α=0 ([record](a.json)).")
+    assert "b.json" not in told
+    assert speed_line({Path("b.json"): record("VOID")}, words) == ""
