@@ -25,6 +25,7 @@ struct alignas(16) uint4 { uint32_t x, y, z, w; };
 struct uint2 { uint32_t x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline int min(int a, int b) { return a < b ? a : b; }
 
@@ -35,12 +36,14 @@ namespace emulated {
 constexpr size_t kStack = 96 * 1024;
 
 struct Copy { uint32_t to; const char* from; int bytes; };
+using Products = std::vector<std::function<void()>>;
 
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
   bool done = false;
   std::vector<std::vector<Copy>> groups{1};
+  std::vector<Products> products{1};
 };
 
 struct Warp {
@@ -92,7 +95,13 @@ void together(const void* kind, const Act& act) {
   }
 }
 
+// In a cluster the upper bits of a shared address name the thread block.
+constexpr int kRankBit = 24;
+inline uint32_t rank() { return static_cast<uint32_t>(block - cluster->data()); }
+
 inline char* at(uint32_t address, int bytes) {
+  if (address >> kRankBit != rank()) fail("another thread block's address");
+  address &= (1u << kRankBit) - 1;
   if (address + static_cast<uint32_t>(bytes) > block->shared.size()) fail("outside shared memory");
   if (address % static_cast<uint32_t>(bytes) != 0) fail("misaligned shared address");
   return block->shared.data() + address;
@@ -220,7 +229,8 @@ T __ldg(const T* p) { return *p; }
 namespace orth {
 
 inline uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(static_cast<const char*>(p) - emulated::block->shared.data());
+  return static_cast<uint32_t>(static_cast<const char*>(p) - emulated::block->shared.data()) |
+         emulated::rank() << emulated::kRankBit;
 }
 inline emulated::Fiber& fiber() { return emulated::block->fibers[static_cast<size_t>(emulated::block->current)]; }
 inline void copy_async(uint32_t shared, const void* global, int bytes) {
@@ -317,11 +327,13 @@ inline void cluster_barrier() {
     while (emulated::cluster_barriers == passed) emulated::yield();
   }
 }
+inline void leave_cluster() { cluster_barrier(); }
 inline float4 load16_cluster(uint32_t address, int rank) {
   emulated::Block* const here = emulated::block;
+  const uint32_t offset = address & ((1u << emulated::kRankBit) - 1);
   emulated::block = &(*emulated::cluster)[static_cast<size_t>(rank)];
   float4 v;
-  std::memcpy(&v, emulated::at(address, 16), 16);
+  std::memcpy(&v, emulated::at(offset | emulated::rank() << emulated::kRankBit, 16), 16);
   emulated::block = here;
   return v;
 }
@@ -384,6 +396,40 @@ inline void mma_half(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint3
 inline void mma_bfloat(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
   static const char kind = 0;
   mma(&kind, c, {a0, a1, a2, a3, b0, b1}, bfloat16_to_float);
+}
+
+// Four warps' products, each warp for itself: they run when they are waited for, at what then lies in
+// shared memory.
+inline void show_to_products() {}
+inline void begin_products() {}
+inline void commit_products() { fiber().products.emplace_back(); }
+template <int N, int kOctets>
+void wait_products(float (&)[kOctets][2][4]) {
+  auto& groups = fiber().products;
+  while (groups.size() > N + 1) {
+    for (const auto& product : groups.front()) product();
+    groups.erase(groups.begin());
+  }
+}
+template <typename Type, int kOctets, int kBlock, bool kFirst>
+void warpgroup_product(float (&c)[kOctets][2][4], const uint32_t (&a)[4], uint64_t x) {
+  const auto multiply = [&c, x, a0 = a[0], a1 = a[1], a2 = a[2], a3 = a[3]] {
+    const auto lane = static_cast<uint32_t>(emulated::lane());
+    for (uint32_t octet = 0; octet < kOctets; ++octet) {
+      uint32_t b[2] = {0, 0};
+      for (uint32_t i = 0; i < 4; ++i) {
+        const uint32_t eight = static_cast<uint32_t>(x >> 16 & 0x3fff) * (i / 2), further = static_cast<uint32_t>(x >> 32) * octet;
+        const uint32_t unit = static_cast<uint32_t>(x & 0x3fff) + eight + further + lane % 4 * 2 + i % 2;
+        uint16_t item;
+        std::memcpy(&item, emulated::at((unit * 16 + lane / 4 * 2) | emulated::rank() << emulated::kRankBit, 2), 2);
+        b[i / 2] |= static_cast<uint32_t>(item) << (16 * (i % 2));
+      }
+      float(&sum)[4] = c[octet][kBlock];
+      if (kFirst) sum[0] = sum[1] = sum[2] = sum[3] = 0;
+      Type::mma(sum, a0, a1, a2, a3, b[0], b[1]);
+    }
+  };
+  fiber().products.back().push_back(multiply);
 }
 
 }  // namespace orth

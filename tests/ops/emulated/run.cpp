@@ -62,6 +62,11 @@ void check_fragments() {
   expect(places.size() == 32 && *places.rbegin() == 31, "chunk places");
   for (int input = 0; input < 128; ++input) units.insert(unit_of_input(input));
   expect(units.size() == 128 && *units.rbegin() == 127, "units");
+  for (int product = 0; product < 2; ++product) {
+    for (int slot = 0; slot < 16; ++slot) {
+      expect(product_unit(96 + step_input(product, slot)) == 96 + 16 * product + slot, "product units", product, slot);
+    }
+  }
   std::set<int> paired;
   for (int input = 0; input < 8; ++input) paired.insert(place_in_pairs(input));
   expect(paired.size() == 8 && place_in_pairs(4) == 1 && place_in_pairs(8) == 8, "pairs");
@@ -156,8 +161,12 @@ void launch(GemmArgs args, const Problem& problem, const Device& device) {
       run_grid<std::remove_pointer_t<decltype(kernel)>>(args, plan.cluster, plan.row_groups, plan.cluster,
                                                         32 * plan.row_warps * plan.k_warps, plan.shared_bytes);
     };
-    if (plan.octets == 4) return run(static_cast<WideGemm<Type, 4, kWhole>*>(nullptr));
-    return run(static_cast<WideGemm<Type, 8, kWhole>*>(nullptr));
+    const auto run_octets = [&](auto warpgroup) {
+      constexpr bool kWarpgroup = decltype(warpgroup)::value;
+      if (plan.octets == 4) return run(static_cast<WideGemm<Type, 4, kWhole, kWarpgroup>*>(nullptr));
+      return run(static_cast<WideGemm<Type, 8, kWhole, kWarpgroup>*>(nullptr));
+    };
+    return device.clusters ? run_octets(std::true_type()) : run_octets(std::false_type());
   }
   const LaunchPlan plan = plan_launch(problem, device);
   args.panels = plan.cluster, args.passes = plan.passes, args.row_warps = plan.row_warps, args.k_warps = plan.k_warps;

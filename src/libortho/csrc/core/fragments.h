@@ -47,6 +47,12 @@ ORTH_HD constexpr int place_in_pairs(int input) {
 // transposition nor the reads of a step meet in one bank.
 ORTH_HD constexpr int unit_of_input(int input) { return input ^ ((input >> 3) & 7); }
 
+// Where input `input` lies when a product's operand is 16 units one after another, as the tensor cores
+// of Hopper read it: unit 16 s + slot of a step is what product s takes in that slot.
+ORTH_HD constexpr int product_unit(int input) {
+  return (input & ~31) | (input & 3) << 3 | (input >> 3 & 3) << 1 | (input >> 2 & 1);
+}
+
 // Which input of a step lane `lane` of ldmatrix.x4.trans points at: matrix lane / 8 is half
 // (lane / 8) % 2 of product lane / 16.
 ORTH_HD constexpr int ldmatrix_input(int lane) {

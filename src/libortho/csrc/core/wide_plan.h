@@ -14,11 +14,12 @@
 namespace orth {
 
 constexpr int kWarps = 8;  // of a thread block
-constexpr int kPlaneBytes = (kBlockInputs + 8) * 16;  // an octet's plane of a block, and zeros
-constexpr int kSumsPad = 8;                           // floats, between the rows of a thread block's sums
+constexpr int kGroupWarps = 4;  // on Hopper four warps multiply together
+constexpr int kPlaneBytes = (kBlockInputs + 1) * 16;  // an octet's plane of a block, and zeros
+constexpr int kSumsPad = 4;                           // floats, between the rows of a thread block's sums
 
 struct WidePlan {
-  int octets;  // of the batch: 1, 2, 4 or 8
+  int octets;  // of the batch: 4 or 8
   int row_warps, k_warps;
   int cluster;
   int row_groups;
@@ -41,52 +42,56 @@ inline int64_t wide_shared_bytes(const WidePlan& plan, int64_t batch) {
 
 namespace plan_detail {
 
-// Cycles of the busiest multiprocessor. The figures are those of Hopper: 17 bytes of memory and 40 of
-// L2 a cycle, a product every 1.6 cycles, four instructions a cycle.
+// Thread blocks that run at once where `fit` of them share a multiprocessor. Those of a cluster lie in
+// one of the device's eight processing clusters; which plans fit an H200 tells that two of them are small.
+inline int64_t wide_at_once(const Device& d, int cluster, int64_t fit) {
+  if (cluster == 1) return d.processors * fit;
+  constexpr int64_t kParts = 8, kSmall = 2, kSmallProcessors = 12;
+  const int64_t large = (d.processors - kSmall * kSmallProcessors) / (kParts - kSmall);
+  return ((kParts - kSmall) * (large * fit / cluster) + kSmall * (kSmallProcessors * fit / cluster)) * cluster;
+}
+
+// Cycles. What a chunk and a thread block's beginning and end take is fitted to what plans took on an
+// H200; memory gives 17 bytes a cycle and multiprocessor.
 inline double wide_cost(const Problem& p, const Device& d, const WidePlan& plan) {
   const double m = 8.0 * plan.octets;
   const int warps = plan.row_warps * plan.k_warps;
-  const int64_t most = (plan.octets == 8 ? 1 : 2) * kWarps / warps;
-  int64_t fit = d.processor_shared_bytes / (plan.shared_bytes + 1024);
-  fit = fit < most ? fit : most;
-  const int64_t grid = int64_t{plan.row_groups} * plan.cluster;
-  const int64_t processors = d.processors < plan.cluster ? d.processors : d.processors - d.processors % plan.cluster;
-  const double per_processor = static_cast<double>(ceil_div(grid, processors));
-  const double together = per_processor < static_cast<double>(fit) ? per_processor : static_cast<double>(fit);
-  const double block = static_cast<double>(plan.stage_bytes);
-  const double issue = (190 + 4 * m) / 4, tensor = 3.2 * m, ingest = (block + kBlockInputs * 2 * m / plan.row_warps) / 40;
-  const double step = issue > tensor ? (issue > ingest ? issue : ingest) : (tensor > ingest ? tensor : ingest);
-  const double busy = per_processor * warps * plan.chunks * step;
-  const double waves = static_cast<double>(ceil_div(static_cast<int64_t>(per_processor), fit));
-  const double latency = waves * plan.chunks * (500 + 8 * m);
-  // What has to be under way for memory to be busy all the time.
-  constexpr double kFlying = 56000;
+  const int64_t most = (plan.octets == 8 ? 1 : 2) * kWarps / warps, room = d.processor_shared_bytes / (plan.shared_bytes + 1024);
+  const int64_t fit = room < most ? room : most, grid = int64_t{plan.row_groups} * plan.cluster;
+  // Thread blocks that share a multiprocessor: no more than are needed for all to run at once.
+  int64_t share = 1;
+  while (share < fit && wide_at_once(d, plan.cluster, share) < grid) ++share;
+  int64_t at_once = wide_at_once(d, plan.cluster, share);
+  at_once = at_once > 0 ? at_once : plan.cluster;
+  const double waves = static_cast<double>(ceil_div(grid, at_once)), together = static_cast<double>(share);
+  const double groups = together * warps / kGroupWarps;
+  const double busy = plan.chunks * (650 + groups * (380 + 6 * m) + together * plan.k_warps * 5 * m);
+  // What has to be under way for memory to be busy all the time, in each multiprocessor.
+  constexpr double kFlying = 25000;
+  const double block = static_cast<double>(plan.stage_bytes), running = static_cast<double>(grid < at_once ? grid : at_once);
   const int ahead = plan.stages - 1 < plan.chunks ? plan.stages - 1 : plan.chunks;
-  const double flying = together * ahead * warps * block;
-  double memory = static_cast<double>(tile_count(p.rows) * block_count(p.columns)) * block / (17.0 * d.processors);
+  double memory = static_cast<double>(tile_count(p.rows) * block_count(p.columns)) * block / (17.0 * d.processors * waves);
+  const double flying = running * ahead * warps * block / d.processors;
   if (ahead < plan.chunks && flying < kFlying) memory *= kFlying / flying;
-  double cost = busy > latency ? busy : latency;
-  cost = (cost > memory ? cost : memory) + 0.1 * (busy + latency);
-  // A thread block's beginning and end: its first blocks, its sums through shared memory.
-  const double sums = static_cast<double>(plan.row_warps) * kTileRows * m * 4 * plan.k_warps;
-  return cost + waves * 1500 + per_processor * sums / 32 +
-         (plan.cluster > 1 ? waves * 1500 + per_processor * sums / 16 : 0);
+  const bool shares = plan.cluster * plan.k_warps > 1;
+  const double sums = together * warps * kTileRows * m * 4;
+  return waves * ((busy > memory ? busy : memory) + 6000 + (shares ? 1500 + sums * plan.k_warps / 24 : sums / 48));
 }
 
 }  // namespace plan_detail
 
-// Requires columns a multiple of group_size and batch in 1 .. kFusedRows. row_groups == 0:
+// Requires columns a multiple of group_size and batch in 17 .. kFusedRows. row_groups == 0:
 // too little shared memory.
 inline WidePlan plan_wide(const Problem& p, const Device& d) {
   WidePlan best{};
   double least = 0;
   const int64_t tiles = tile_count(p.rows), blocks = block_count(p.columns);
   for (const int warps : {kWarps, kWarps / 2}) {
-    for (int k_warps = 1; k_warps <= warps; k_warps *= 2) {
-      for (int cluster = 1; cluster <= (d.clusters ? kMostCluster : 1); cluster *= 2) {
+    for (int k_warps = 1; k_warps <= (d.clusters ? warps / kGroupWarps : warps); k_warps *= 2) {
+      for (int cluster = 1; cluster <= (d.clusters ? kMostCluster : 1); ++cluster) {
         for (int stages = 4; stages >= 2; --stages) {
           WidePlan plan{};
-          plan.octets = p.batch <= 8 ? 1 : p.batch <= 16 ? 2 : p.batch <= 32 ? 4 : 8;
+          plan.octets = p.batch <= 32 ? 4 : 8;
           plan.k_warps = k_warps;
           plan.row_warps = warps / k_warps;
           plan.cluster = cluster;

@@ -26,7 +26,7 @@ template <typename Type, int kOctets, bool kWhole>
 __global__ void __launch_bounds__(32 * kWarps, kOctets == 8 ? 1 : 2)
     wide_gemm(const __grid_constant__ GemmArgs args) {
   extern __shared__ __align__(128) char shared[];
-  WideGemm<Type, kOctets, kWhole>(args, shared).run();
+  WideGemm<Type, kOctets, kWhole, kWarpgroups>(args, shared).run();
 }
 
 struct DeviceInfo {

@@ -116,7 +116,15 @@ __device__ __forceinline__ uint4 load_matrices_transposed(uint32_t address) {
 // The thread blocks of a cluster meet; what each wrote to its shared memory before can be read by all.
 __device__ __forceinline__ void cluster_barrier() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// The thread blocks of a cluster part: none ends before all have read what they want of one another's
+// shared memory. Says nothing about what was written, and so waits for no write.
+__device__ __forceinline__ void leave_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
 #endif
 }
 

@@ -5,12 +5,9 @@
 #pragma once
 
 #include "base_blocks.cuh"
+#include "sums.cuh"
 
 namespace orth {
-
-// Sums of 32 output rows for 8 kOctets rows of x: [octet][product block][product operand].
-template <int kOctets>
-using Sums = float[kOctets][2][4];
 
 template <typename Type, int kOctets, bool kWhole>
 class Products {

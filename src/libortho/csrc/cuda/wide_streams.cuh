@@ -6,7 +6,7 @@
 #pragma once
 
 #include "alpha.cuh"
-#include "products.cuh"
+#include "warpgroup.cuh"
 
 namespace orth {
 
@@ -110,7 +110,7 @@ class WideStreams {
       if (!__any_sync(0xffffffffu, inside)) break;
       touched = true;
       const Entry next = load(stream, slot + 1, end);
-      multiply(planes + (inside ? unit_of_input(entry.column - first) : kBlockInputs) * 16, inside ? entry.value : 0, sum);
+      multiply(planes + (inside ? product_unit(entry.column - first) : kBlockInputs) * 16, inside ? entry.value : 0, sum);
       if (inside) {
         entry = next;
         ++slot;
