@@ -44,7 +44,7 @@ class Plan:
     densities: tuple[float, ...] = (0.0, 0.005, 0.01, 0.02)
     residual: ResidualOptions = field(default_factory=lambda: ResidualOptions(density=0.05))
     curvature: CurvatureOptions = field(default_factory=lambda: CurvatureOptions(whole=True))
-    rhos: tuple[float, ...] = (0.85, 0.95, 0.99)
+    rhos: tuple[float, ...] = (0.85, 0.9, 0.99)
     forget: ForgetOptions = field(default_factory=ForgetOptions)
     moved: tuple[float, ...] = (0.01, 0.02)
     tune: TuneOptions = killswitch.FULL.tune

@@ -52,7 +52,7 @@ class CurvatureOptions(RoundingOptions):
             checkpoint everywhere and not in the edited layers alone.
     """
 
-    rho: float = Field(0.9, gt=0, le=1)
+    rho: float = Field(0.95, gt=0, le=1)
     share: float = Field(2 / 3, gt=0, le=1)
     modules: Literal["mlp", "all"] = "mlp"
     tokens: int = Field(1_000_000, ge=1)
