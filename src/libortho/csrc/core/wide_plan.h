@@ -48,7 +48,9 @@ inline int64_t wide_at_once(const Device& d, int cluster, int64_t fit) {
   if (cluster == 1) return d.processors * fit;
   constexpr int64_t kParts = 8, kSmall = 2, kSmallProcessors = 12;
   const int64_t large = (d.processors - kSmall * kSmallProcessors) / (kParts - kSmall);
-  return ((kParts - kSmall) * (large * fit / cluster) + kSmall * (kSmallProcessors * fit / cluster)) * cluster;
+  const int64_t clusters = (kParts - kSmall) * (large * fit / cluster) + kSmall * (kSmallProcessors * fit / cluster);
+  // Where multiprocessors are shared, clusters that are placed one after another leave gaps.
+  return (fit > 1 ? clusters * 9 / 10 : clusters) * cluster;
 }
 
 // Cycles. What a chunk and a thread block's beginning and end take is fitted to what plans took on an
@@ -63,9 +65,13 @@ inline double wide_cost(const Problem& p, const Device& d, const WidePlan& plan)
   while (share < fit && wide_at_once(d, plan.cluster, share) < grid) ++share;
   int64_t at_once = wide_at_once(d, plan.cluster, share);
   at_once = at_once > 0 ? at_once : plan.cluster;
-  const double waves = static_cast<double>(ceil_div(grid, at_once)), together = static_cast<double>(share);
+  const double waves = static_cast<double>(ceil_div(grid, at_once));
+  // Between the average multiprocessor's and the fullest one's.
+  const double average = static_cast<double>(grid) / d.processors, most_together = static_cast<double>(share);
+  const double together = average < most_together ? (average + most_together) / 2 : most_together;
   const double groups = together * warps / kGroupWarps;
-  const double busy = plan.chunks * (650 + groups * (380 + 6 * m) + together * plan.k_warps * 5 * m);
+  const double late = plan.stages == 2 && groups <= 2 ? 60 : 0;  // waits that no other warps fill
+  const double busy = plan.chunks * (650 + late + groups * (380 + 5 * m) + together * plan.k_warps * 7 * m);
   // What has to be under way for memory to be busy all the time, in each multiprocessor.
   constexpr double kFlying = 25000;
   const double block = static_cast<double>(plan.stage_bytes), running = static_cast<double>(grid < at_once ? grid : at_once);
@@ -75,7 +81,8 @@ inline double wide_cost(const Problem& p, const Device& d, const WidePlan& plan)
   if (ahead < plan.chunks && flying < kFlying) memory *= kFlying / flying;
   const bool shares = plan.cluster * plan.k_warps > 1;
   const double sums = together * warps * kTileRows * m * 4;
-  return waves * ((busy > memory ? busy : memory) + 6000 + (shares ? 1500 + sums * plan.k_warps / 24 : sums / 48));
+  const double room_taken = 350.0 * (plan.stages - 2);  // from the next launch, which begins in what is left
+  return waves * ((busy > memory ? busy : memory) + 6000 + room_taken + (shares ? 1500 + sums * plan.k_warps / 24 : sums / 48));
 }
 
 }  // namespace plan_detail
@@ -89,7 +96,7 @@ inline WidePlan plan_wide(const Problem& p, const Device& d) {
   for (const int warps : {kWarps, kWarps / 2}) {
     for (int k_warps = 1; k_warps <= (d.clusters ? warps / kGroupWarps : warps); k_warps *= 2) {
       for (int cluster = 1; cluster <= (d.clusters ? kMostCluster : 1); ++cluster) {
-        for (int stages = 4; stages >= 2; --stages) {
+        for (int stages = 2; stages <= 4; ++stages) {
           WidePlan plan{};
           plan.octets = p.batch <= 32 ? 4 : 8;
           plan.k_warps = k_warps;
