@@ -66,8 +66,9 @@ inline double wide_cost(const Problem& p, const Device& d, const WidePlan& plan)
   int64_t at_once = wide_at_once(d, plan.cluster, share);
   at_once = at_once > 0 ? at_once : plan.cluster;
   const double waves = static_cast<double>(ceil_div(grid, at_once));
-  // Between the average multiprocessor's and the fullest one's.
-  const double average = static_cast<double>(grid) / d.processors, most_together = static_cast<double>(share);
+  // Between the average multiprocessor's and the fullest one's: where many are there, one more fits in.
+  const double average = static_cast<double>(grid) / d.processors;
+  const double most_together = static_cast<double>(average > 1 && share < fit ? share + 1 : share);
   const double together = average < most_together ? (average + most_together) / 2 : most_together;
   const double groups = together * warps / kGroupWarps;
   const double late = plan.stages == 2 && groups <= 2 ? 60 : 0;  // waits that no other warps fill
@@ -82,7 +83,8 @@ inline double wide_cost(const Problem& p, const Device& d, const WidePlan& plan)
   const bool shares = plan.cluster * plan.k_warps > 1;
   const double sums = together * warps * kTileRows * m * 4;
   const double room_taken = 350.0 * (plan.stages - 2);  // from the next launch, which begins in what is left
-  return waves * ((busy > memory ? busy : memory) + 6000 + room_taken + (shares ? 1500 + sums * plan.k_warps / 24 : sums / 48));
+  return waves * ((busy > memory ? busy : memory) + 6000 + room_taken +
+                  (shares ? plan.k_warps * (1500 + sums / 24) : sums / 48));
 }
 
 }  // namespace plan_detail
