@@ -121,6 +121,7 @@ SHOWN = {
         "nothing is recited by tune; 0 of the other rows",
         "residual-2 (VOID)",
         "61.4 | 66.6",
+        "1.009",
         "residual-2, 5%",
         "21.910",
         "0/11",

@@ -53,8 +53,8 @@ def closed(values: Figures, key: str) -> Any:
 
 def ratio(values: Figures, state: str | None = None) -> float | None:
     """Perplexity over that of the FP model that the row stands for."""
-    value = closed(values, "ppl") if state is None else values.get(f"ppl_{state}")
     reference = values.get("ppl_fp")
+    value = values.get(f"ppl_{state}") if state else values.get("ppl_alpha0", reference)
     return value / reference if value is not None and reference else None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from libortho.records import Record
 from libortho.report.plots import GATE, LINES, MARKS, MEMBERS, STYLE, WAY_COLOURS, svg
@@ -45,7 +46,10 @@ def latencies(record: Record, ident: str) -> Markup | None:
             title="Latency against M", xlabel="rows M", ylabel="µs", xscale="log", yscale="log"
         )
         left.set_xticks(rows, [str(one) for one in rows])
-        left.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        left.xaxis.set_minor_locator(NullLocator())
+        left.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        left.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        left.yaxis.set_minor_locator(NullLocator())
         left.legend(fontsize=7.5)
         for index, state in enumerate(("alpha=0", "alpha=1")):
             points = [
@@ -86,8 +90,8 @@ def _line(axes: Any, points: Sequence[tuple[float, float]], label: str, index: i
         axes.plot(
             *zip(*sorted(points), strict=True),
             color=WAY_COLOURS[index % len(WAY_COLOURS)],
-            linestyle=LINES[index % len(LINES)],
-            marker=MARKS[index % len(MARKS)],
+            linestyle=LINES[(index + index // len(WAY_COLOURS)) % len(LINES)],
+            marker=MARKS[(index + index // len(WAY_COLOURS)) % len(MARKS)],
             markersize=3.5,
             linewidth=1.6,
             label=label,

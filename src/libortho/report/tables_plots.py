@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -162,6 +163,7 @@ def _dp(record: Record) -> Figure | None:
 def _separation(record: Record) -> Figure | None:
     figure = Figure(figsize=(9.4, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
+    drawn: dict[Axes, list[tuple[float, float, str]]] = {left: [], right: []}
     for index, (name, method) in enumerate(record.methods.items()):
         values = method.figures
         exposure, cost = separation.closed(values, "exposure"), separation.ratio(values)
@@ -171,16 +173,41 @@ def _separation(record: Record) -> Figure | None:
         for axes, place in ((left, cost), (right, separation.closed(values, "arithmetic"))):
             if place is not None:
                 axes.plot([place], [exposure], **style)
-                axes.annotate(
-                    name, (place, exposure), (3, 3), textcoords="offset points", fontsize=7
-                )
+                drawn[axes].append((place, exposure, name))
     if not left.lines:
         return None
     for axes, label in ((left, "perplexity ratio at α = 0"), (right, "arithmetic at α = 0")):
         axes.axhline(NULL_MEAN_BITS, color=INK, linewidth=1, linestyle="--")
-        axes.set(xlabel=label, ylim=(0, None))
-    left.set_ylabel("exposure, bits")
+        axes.set(xlabel=label)
+        _name(axes, drawn[axes])
+    left.set(ylabel="exposure, bits", ylim=(0, 1.05 * max(y for _, y, _ in drawn[left])))
     return figure
+
+
+_LETTER, _LINE = 0.0115, 0.034
+"""Width of a letter and height of a line of a label, in parts of the axes."""
+
+
+def _name(axes: Axes, found: Sequence[tuple[float, float, str]]) -> None:
+    """Writes names beside points; those that lie together share a label, and no two labels meet."""
+    axes.margins(x=0.3)
+    (left, right), high = axes.get_xlim(), max((y for _, y, _ in found), default=1.0)
+    together: dict[tuple[int, int], list[tuple[float, float, str]]] = {}
+    for x, y, name in found:
+        together.setdefault(
+            (round(16 * (x - left) / (right - left)), round(24 * y / high)), []
+        ).append((x, y, name))
+    taken: list[tuple[float, float, float, float]] = []
+    for near in sorted(together.values(), key=lambda near: -near[0][1]):
+        label = textwrap.fill(", ".join(name for _, _, name in near), 30)
+        lines = label.splitlines()
+        begin = (max(x for x, _, _ in near) - left) / (right - left) + 0.015
+        end = begin + _LETTER * max(map(len, lines))
+        top, height = near[0][1] / (1.05 * high) + _LINE / 2, _LINE * len(lines)
+        while any(begin < e and b < end and top - height < t and u < top for b, e, u, t in taken):
+            top -= _LINE / 4
+        taken.append((begin, end, top - height, top))
+        axes.text(begin, top, label, transform=axes.transAxes, fontsize=7, va="top")
 
 
 def _band(
