@@ -23,10 +23,10 @@ dependent launch).
   alpha opens any, pieces of the streams come through one ring, fetched ahead. Where it pays, thread
   blocks of a cluster split the inputs. The parts of a tile are summed through shared memory, in
   order. Entries of streams are gathered and multiplied in fp32 on the plain cores.
-- **17 to 64 rows**: up to eight warps, a tile each, share x, which comes in chunks of 128 inputs
-  and is transposed in shared memory. Where there are too few tiles, thread blocks of a cluster
-  split the inputs. Streams are walked along the inputs with the base: each output row keeps the
-  slot it has come to.
+- **17 to 64 rows**: a warp has a tile, and on Hopper four warps multiply together (wgmma): codes in
+  registers, x transposed in shared memory, where up to eight warps share it, a chunk of 128 inputs
+  after another. Where there are too few tiles, thread blocks of a cluster split the inputs.
+  Streams are walked along the inputs with the base: each output row keeps the slot it has come to.
 
 Above 384 rows the base is dequantised once, rounded to the dtype of x, and torch multiplies;
 x in fp32, values in training and gradients run on the reference.
@@ -41,7 +41,8 @@ NAIVE = ("Marlin + cuSPARSE", "tinygemm + cuSPARSE")
 
 REPLACED: dict[str, str] = {
     "54e6ae60acde451dea07814805496a876460532e": (
-        "The kernel for 17 to 64 rows has been rewritten since: M = 32 and 64 show the one before."
+        "The kernel for 17 to 64 rows has been rewritten since: M = 32 and 64 show the one before; "
+        "plans of the present one were timed apart, below."
     ),
 }
 """By the commit of a result: what it no longer says."""
@@ -53,6 +54,8 @@ def section(root: Path) -> str:
              for path in sorted((root / FOLDER).glob("*-peers.json"))]  # fmt: skip
     parts += [_raw(json.loads(path.read_text("utf-8")), path.relative_to(root))
               for path in sorted((root / FOLDER).glob("*-raw.json"))]  # fmt: skip
+    parts += [_plans(json.loads(path.read_text("utf-8")), path.relative_to(root))
+              for path in sorted((root / FOLDER).glob("*-plans.json"))]  # fmt: skip
     return "\n".join([HEAD, *parts]) if parts else ""
 
 
@@ -168,6 +171,31 @@ def _raw(result: dict[str, Any], path: Path) -> str:
         f"{one['gb_s']:.0f} | {one['of_copy']:.2f} |"
         for one in result["cases"]
         if one["alpha"] == "none"
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _plans(result: dict[str, Any], path: Path) -> str:
+    """The fastest of the plans that were timed, by shape."""
+    fastest: dict[tuple[int, int, int], dict[str, Any]] = {}
+    for one in result["plans"]:
+        key = (one["rows"], one["columns"], one["batch"])
+        fastest[key] = min(one, fastest.get(key, one), key=lambda plan: plan["us"])
+    lines = [
+        f"## Plans of the CUDA kernel for 17 to 64 rows: {result['device']}",
+        "",
+        f"Timed on a build just before commit `{result['before']}`, which changed how a thread "
+        "block ends and the order of its products: that has run in emulation alone. The base by "
+        f"itself, each result checked against float64, medians of {result['replays']} replays of a "
+        f"graph over rotated weights, [result](../{path.as_posix()}). The fastest plan:",
+        "",
+        "| N×K | M | µs | warps of tiles × inputs | thread blocks of a cluster | stages |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {rows}×{columns} | {batch} | {one['us']:.2f} | {one['row_warps']} × {one['k_warps']} | "
+        f"{one['cluster']} | {one['stages']} |"
+        for (rows, columns, batch), one in fastest.items()
     ]
     return "\n".join([*lines, ""])
 

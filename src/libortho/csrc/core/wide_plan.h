@@ -43,7 +43,7 @@ inline int64_t wide_shared_bytes(const WidePlan& plan, int64_t batch) {
 namespace plan_detail {
 
 // Thread blocks that run at once where `fit` of them share a multiprocessor. Those of a cluster lie in
-// one of the device's eight processing clusters; which plans fit an H200 tells that two of them are small.
+// one of the device's eight processing clusters; which plans fit an H100 tells that two of them are small.
 inline int64_t wide_at_once(const Device& d, int cluster, int64_t fit) {
   if (cluster == 1) return d.processors * fit;
   constexpr int64_t kParts = 8, kSmall = 2, kSmallProcessors = 12;
@@ -54,7 +54,7 @@ inline int64_t wide_at_once(const Device& d, int cluster, int64_t fit) {
 }
 
 // Cycles. What a chunk and a thread block's beginning and end take is fitted to what plans took on an
-// H200; memory gives 17 bytes a cycle and multiprocessor.
+// H100; memory gives 17 bytes a cycle and multiprocessor.
 inline double wide_cost(const Problem& p, const Device& d, const WidePlan& plan) {
   const double m = 8.0 * plan.octets;
   const int warps = plan.row_warps * plan.k_warps;
