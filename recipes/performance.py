@@ -124,6 +124,11 @@ def unmeasured(root: Path) -> dict[str, str]:
         missing["One layer on a CPU, at four shapes and 1 to 64 rows, beside its peers"] = (
             "libortho bench"
         )
+    found = [records.read(path) for path in (root / "records" / "killswitch").glob("*.json")]
+    if any("arithmetic_alpha1" not in way.figures for one in found for way in one.methods.values()):
+        missing["The kill switch at 200 secrets with sums in the replay text, then utility"] = (
+            "libortho experiment killswitch --text HELDOUT --device cuda --seed 0 --seed 1 --seed 2"
+        )
     return missing | dict(NOT_RUN)
 
 
