@@ -37,11 +37,6 @@ ORTH_HD constexpr int step_input(int product, int slot) {
   return 8 * t + pair + 4 * (slot % 2);
 }
 
-// Where input `input` lies when each eight are put in the order of their pairs.
-ORTH_HD constexpr int place_in_pairs(int input) {
-  return (input & ~7) | (input & 3) << 1 | (input >> 2 & 1);
-}
-
 // Transposed rows of x: for each octet of the batch a plane of 16-byte units, one for each input,
 // 8 rows of the batch in a unit. Neighbouring units are exchanged so that neither the writes of a
 // transposition nor the reads of a step meet in one bank.
