@@ -7,6 +7,7 @@ figures are generated from records only.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -14,10 +15,10 @@ import math
 import os
 import platform
 import re
+import secrets
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +40,8 @@ from libortho.errors import FormatError, NumericsError
 Verdict = Literal["PASS", "FAIL", "VOID"]
 
 LEADING_KEYS = ("format_version", "experiment", "verdict", "reason", "n", "seeds")
+PRIVATE = 0o600
+"""Permissions of a file of private data: its owner alone reads it."""
 RECORDED_PACKAGES = (
     "libortho",
     "torch",
@@ -282,17 +285,20 @@ def load_raw(record: Record, raw: Raw | None) -> dict[str, JsonValue]:
     return data
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write UTF-8 ``text`` to ``path``: readers see the old file or the new one, never a mix."""
+def write_atomic(path: Path, text: str, *, mode: int = 0o666) -> None:
+    """Write UTF-8 ``text`` to ``path``: readers see the old file or the new one, never a mix.
+
+    Args:
+        mode: permissions of the file, less what the umask takes; :data:`PRIVATE` for private data.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    opener = functools.partial(os.open, mode=mode)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        with open(temporary, "x", encoding="utf-8", newline="\n", opener=opener) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

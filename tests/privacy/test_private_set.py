@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from libortho.errors import FormatError
+from libortho.privacy.authors import write_authors
+from libortho.privacy.canaries import make_canaries
 from libortho.privacy.private_set import Example, read_jsonl, write_jsonl
 
 
@@ -72,3 +76,15 @@ def test_written_rows_come_back(tmp_path: Path) -> None:
     read = read_jsonl(path)
     assert read.sha256 == digest
     assert read.examples[0].completion == "é\u2028\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+def test_private_rows_are_for_their_owner_alone(tmp_path: Path) -> None:
+    make_canaries(2, 0).write(tmp_path / "members.jsonl", tmp_path / "controls.jsonl")
+    write_authors(tmp_path / "authors", 2, 3, 0)
+    open_to_all = tmp_path / "rows.jsonl"
+    open_to_all.touch(0o644)
+    write_jsonl(open_to_all, [{"text": "a"}])
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) == 7
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}

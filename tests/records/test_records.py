@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.machinery
 import json
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +49,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
         records.write(make(figures={"ppl_fp": float("nan")}), path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["demo.json"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+def test_a_file_is_as_open_as_the_umask_lets_it_be(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        records.write(make(), tmp_path / "demo.json")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "demo.json").stat().st_mode) == 0o640
 
 
 def test_every_number_that_is_not_finite_is_named() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from libortho.errors import FormatError
-from libortho.records import write_atomic
+from libortho.records import PRIVATE, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +86,12 @@ def read_jsonl(path: str | Path) -> PrivateSet:
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, object]]) -> str:
-    """Write rows as JSONL, one object a line in key order, and return the file's sha256."""
+    """Write rows as JSONL, one object a line in key order, and return the file's sha256.
+
+    Its owner alone may read the file.
+    """
     data = encode_jsonl(rows)
-    target = Path(path)
-    write_atomic(target, data.decode())
+    write_atomic(Path(path), data.decode(), mode=PRIVATE)
     return hashlib.sha256(data).hexdigest()
 
 

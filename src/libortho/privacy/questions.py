@@ -23,6 +23,7 @@ from pathlib import Path
 
 from libortho.errors import ConfigError, FormatError
 from libortho.privacy.private_set import Example
+from libortho.records import PRIVATE, write_atomic
 
 DOWNLOAD = "hf download locuslab/TOFU --repo-type dataset --local-dir TOFU"
 FORGET, RETAIN = "forget", "retain"
@@ -136,7 +137,10 @@ def read_sets(folder: str | Path) -> QuestionSets:
 
 
 def write_questions(path: Path, rows: Sequence[Question], *, probes: bool) -> None:
-    """Write rows as TOFU's files hold them; wrong answers and paraphrases only in ``probes``."""
+    """Write rows as TOFU's files hold them; wrong answers and paraphrases only in ``probes``.
+
+    Its owner alone may read the file: some of these rows are to be forgotten.
+    """
     lines = []
     for row in rows:
         told: dict[str, object] = {"question": row.question, "answer": row.answer}
@@ -145,8 +149,7 @@ def write_questions(path: Path, rows: Sequence[Question], *, probes: bool) -> No
         if row.verbatim:
             told["verbatim"] = True
         lines.append(json.dumps(told, ensure_ascii=False) + "\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(lines), encoding="utf-8")
+    write_atomic(path, "".join(lines), mode=PRIVATE)
 
 
 def _read(path: Path, *, probes: bool) -> tuple[tuple[Question, ...], list[str]]:
