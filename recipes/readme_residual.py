@@ -11,16 +11,23 @@ WORDS: Mapping[str, Mapping[str, str]] = {
     "README.md": {
         "line": "`residual` on a model trained on with secrets among public text ({exposures} "
         "exposures; `separation`, {links}), recited at α=0 by number of exposures, secret NLL "
-        "members / controls: {bits}. {densities}",
-        "bits": "{bits} bits {recited}, {nll}",
+        "members / controls: {bits}. {densities}{nothing}",
+        "bits": "{bits} bits{void} {recited}, {nll}",
+        "void": " (VOID)",
+        "void_at": " (VOID at seed {seeds})",
+        "nothing": " A row is VOID where α=1 does not bring back what was known: a silent α=0 then "
+        "shows nothing.",
         "densities": "Opening a stream of up to {density:g}% of the weights takes recall to "
         "{recalls}.",
         "recall": "{recall:.0%} at {bits} bits",
     },
     "README.zh-CN.md": {
         "line": "`residual`，模型在公开文本中混入秘密继续训练（出现次数 {exposures}；`separation`，"
-        "{links}），按出现次数 α=0 时背出，秘密 NLL 成员 / 对照：{bits}。{densities}",
-        "bits": "{bits} 位 {recited}，{nll}",
+        "{links}），按出现次数 α=0 时背出，秘密 NLL 成员 / 对照：{bits}。{densities}{nothing}",
+        "bits": "{bits} 位{void} {recited}，{nll}",
+        "void": "（VOID）",
+        "void_at": "（VOID，种子 {seeds}）",
+        "nothing": "若某行在 α=1 时未能恢复原有所知，则记为 VOID：其在 α=0 时的沉默不能说明什么。",
         "densities": "打开至多占权重 {density:g}% 的流后，背出比例为 {recalls}。",
         "recall": "{bits} 位 {recall:.0%}",
     },
@@ -35,7 +42,7 @@ def line(found: Sequence[Record], links: str, words: Mapping[str, str]) -> str:
     names = sorted(name for name in complete[0].methods if name.startswith("residual-"))
     told: list[str] = []
     opened: list[str] = []
-    density, exposures = 0.0, ""
+    density, exposures, nothing = 0.0, "", ""
     for name in names:
         seeds = [record.methods[name].figures for record in complete]
         state = "alpha0" if "nll_alpha0" in seeds[0] else "fp"
@@ -44,8 +51,12 @@ def line(found: Sequence[Record], links: str, words: Mapping[str, str]) -> str:
         exposures = "/".join(strata)
         recited = " ".join(f"{k}/{n}" for k, n in strata.values())
         nll = [_mean(seeds, f"nll_{state}{half}") for half in ("", "_controls")]
+        void = _void(name, complete, words)
+        nothing = words["nothing"] if void else nothing
         told.append(
-            words["bits"].format(bits=bits, recited=recited, nll=f"{nll[0]:.1f} / {nll[1]:.1f}")
+            words["bits"].format(
+                bits=bits, void=void, recited=recited, nll=f"{nll[0]:.1f} / {nll[1]:.1f}"
+            )
         )
         sweeps: list[Any] = [values.get("sweep") for values in seeds]
         if all(sweeps):
@@ -58,7 +69,16 @@ def line(found: Sequence[Record], links: str, words: Mapping[str, str]) -> str:
         links=links,
         bits="; ".join(told),
         densities=words["densities"].format(density=density, recalls=", ".join(opened)),
+        nothing=nothing,
     )
+
+
+def _void(name: str, found: Sequence[Record], words: Mapping[str, str]) -> str:
+    """That a row is VOID, with the seeds at which it is where it is not at all of them."""
+    seeds = [str(one.seeds[0]) for one in found if one.methods[name].figures.get("void")]
+    if len(seeds) == len(found):
+        return words["void"]
+    return words["void_at"].format(seeds=", ".join(seeds)) if seeds else ""
 
 
 def _strata(seeds: Sequence[Mapping[str, Any]], key: str) -> dict[str, tuple[int, int]]:

@@ -36,8 +36,36 @@ def test_the_line_on_residual_adds_seeds_up() -> None:
     assert "(16/64 exposures; `separation`, [seed 0](x))" in told
     assert "4 bits 2/6 6/8, 2.5 / 67.0; 8 bits 2/6 6/8, 2.5 / 67.0." in told
     assert told.endswith("up to 5% of the weights takes recall to 60% at 4 bits.")
+    assert "VOID" not in told
     void = records.new("separation", "VOID", n=0, seeds=[0], backend="x")
     assert line([void], "", LINE["README.md"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("void", "said"), [((0, 1), "2 bits (VOID) 2/8"), ((1,), "2 bits (VOID at seed 1) 2/8")]
+)
+def test_the_line_on_residual_says_which_rows_are_void(void: tuple[int, ...], said: str) -> None:
+    row = {"recall_by_exposure_alpha0": {"4": [1, 4]}, "nll_alpha0": 1.0, "nll_alpha0_controls": 2}
+    point = {"density": 0.05, "recall": 0.0}
+    found = [
+        records.new(
+            "separation",
+            "PASS",
+            n=4,
+            seeds=[seed],
+            backend="x",
+            methods={
+                "residual-2": row
+                | {"void": "recall at α=1 is 0" if seed in void else None, "sweep": [point]},
+                "residual-4": row | {"void": None, "sweep": [point]},
+            },
+        )
+        for seed in (0, 1)
+    ]
+    told = line(found, "", LINE["README.md"])
+    assert f"{said}, 1.0 / 2.0; 4 bits 2/8, 1.0" in told
+    assert told.endswith("to 0% at 2 bits, 0% at 4 bits." + LINE["README.md"]["nothing"])
+    assert "VOID" in line(found, "", LINE["README.zh-CN.md"])
 
 
 def test_the_line_on_speed_leaves_void_runs_out() -> None:
