@@ -8,10 +8,9 @@ from typing import Any
 
 from libortho import records
 from libortho.records import Record
-from recipes import readme_residual, readme_speed
+from recipes import readme_residual, readme_speed, readme_sums
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 PENDING = "libortho experiment killswitch --text HELDOUT --device cuda"
 SEEDS = (0, 1, 2)
 TABLED = ("demo", "killswitch")
@@ -66,9 +65,15 @@ def figures(name: str) -> str:
 
 def filled(text: str, name: str) -> str:
     """A README with its figures up to date."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{figures(name)}\n{END}{after}"
+    sums = readme_sums.clause(records.read(ROOT / readme_sums.SOURCE), readme_sums.WORDS[name])
+    return _between(_between(text, "figures", f"\n{figures(name)}\n"), "sums", sums)
+
+
+def _between(text: str, name: str, told: str) -> str:
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}{told}{end}{after}"
 
 
 def _found(experiment: str, pattern: str) -> dict[Path, Record]:

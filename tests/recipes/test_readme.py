@@ -10,8 +10,11 @@ from recipes.readme_residual import WORDS as LINE
 from recipes.readme_residual import line
 from recipes.readme_speed import WORDS as SPEED
 from recipes.readme_speed import line as speed_line
+from recipes.readme_sums import SOURCE, clause
+from recipes.readme_sums import WORDS as SUMS
 
 from libortho import records
+from libortho.errors import FormatError
 
 
 @pytest.mark.parametrize("name", list(WORDS))
@@ -83,3 +86,10 @@ def test_the_line_on_speed_leaves_void_runs_out() -> None:
     assert told.endswith("takes 1.09x as long as α=0 ([record](a.json)).")
     assert "b.json" not in told
     assert speed_line({Path("b.json"): record("VOID")}, words) == ""
+
+
+def test_a_run_beside_sums_is_not_told_as_one_without() -> None:
+    assert "of 200 problems" in clause(records.read(ROOT / SOURCE), SUMS["README.md"])
+    other = records.new("alpha-sweep", "PASS", n=50, seeds=[0], backend="x")
+    with pytest.raises(FormatError, match="the last whose replay text shows no sums"):
+        clause(other, SUMS["README.md"])
