@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from libortho import records
@@ -13,6 +13,7 @@ from libortho.experiments.performance import NOT_RUN
 from libortho.records import Record
 from libortho.report import speed
 from recipes import performance_cuda
+from recipes.performance_replaced import note
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = Path("docs/performance.md")
@@ -153,6 +154,7 @@ def _layers(result: Benchmark, path: Path) -> str:
         f"{result.backend}, {result.dtype}, {result.rounds} rounds; commit `{result.commit}`, "
         f"`{result.command}`, "
         f"[result](../{path.as_posix()}).",
+        *_replaced(result.device, result.commit, [one.rows for one in result.measurements], "M ="),
         "",
         "| N×K | M | candidate | µs | quartiles | time over base only |",
         "|---|---|---|---|---|---|",
@@ -184,6 +186,7 @@ def _decoding(record: Record, path: Path) -> str:
         f"{config['density']}; static KV cache, one token a sequence and step, {record.n} steps. "
         f"{machine}, {record.hardware.threads} threads, {record.backend}, commit "
         f"`{record.commit}`: [record](../{path.as_posix()}). {record.reason}",
+        *_replaced(config["device"], record.commit, batches, "batch"),
         "",
         "| state | " + " | ".join(f"batch {one}" for one in batches) + " | memory | disk |",
         "|---" * (len(batches) + 3) + "|",
@@ -199,6 +202,10 @@ def _decoding(record: Record, path: Path) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _replaced(device: object, commit: str, rows: Collection[int], called: str) -> list[str]:
+    return note(commit, rows, called) if device == "cuda" else []
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from libortho.errors import FormatError
+from recipes.performance_replaced import note
+
 FOLDER = Path("benchmarks/results/cuda")
 
 Cases = dict[tuple[int, int, int], dict[tuple[str, float], float]]
@@ -39,14 +42,6 @@ SPARSE_PEERS = ("SpQR", "SqueezeLLM")
 NAIVE = ("Marlin + cuSPARSE", "tinygemm + cuSPARSE")
 """INT4 kernels with cuSPARSE after them; the first that was measured is shown."""
 
-REPLACED: dict[str, str] = {
-    "54e6ae60acde451dea07814805496a876460532e": (
-        "The kernel for 17 to 64 rows has been rewritten since: M = 32 and 64 show the one before; "
-        "plans of the present one were timed apart, below."
-    ),
-}
-"""By the commit of a result: what it no longer says."""
-
 
 def section(root: Path) -> str:
     """Empty where nothing was measured on CUDA."""
@@ -66,8 +61,8 @@ def _peers(result: dict[str, Any], path: Path) -> str:
         f"torch {result['torch']}, clocks {result['clocks']}, commit `{result['commit']}`, "
         f"`{result['command']}`, medians of {result['replays']} replays, "
         f"[result](../{path.as_posix()}).",
-        *_replaced(result),
-        *_linears(result["linears"]),
+        *note(result["commit"], [row["batch"] for row in result["linears"]], "M ="),
+        *_linears(result["linears"], path),
         *_sparse_peers(result["linears"]),
     ]
     lines += [
@@ -102,10 +97,15 @@ def _cases(rows: list[dict[str, Any]]) -> Cases:
     return cases
 
 
-def _linears(rows: list[dict[str, Any]]) -> list[str]:
+def _linears(rows: list[dict[str, Any]], path: Path) -> list[str]:
     measured = {row["kernel"] for row in rows}
     peers = [name for name in DENSE_PEERS if name in measured]
-    naive = next(name for name in NAIVE if name in measured)
+    naive = next((name for name in NAIVE if name in measured), None)
+    if naive is None:
+        raise FormatError(
+            f"{path}: no INT4 kernel with cuSPARSE after it among {', '.join(sorted(measured))}; "
+            f"expected one of {', '.join(NAIVE)}. benchmarks/cuda_peers.py measures the last"
+        )
     lines = [
         "",
         f"| N×K | M | {' µs | '.join(peers)} µs | base µs | best peer / base | α=0 / base | "
@@ -159,7 +159,7 @@ def _raw(result: dict[str, Any], path: Path) -> str:
         f"Copy {result['copy_gb_s']:.0f} GB/s, nvcc {result['nvcc']}, driver {result['driver']}, "
         f"clocks {result['clocks']}, commit `{result['commit']}`, `{result['command']}`, "
         f"[result](../{path.as_posix()}).",
-        *_replaced(result),
+        *note(result["commit"], [one["batch"] for one in result["cases"]], "M ="),
         "",
         "The base alone:",
         "",
@@ -198,8 +198,3 @@ def _plans(result: dict[str, Any], path: Path) -> str:
         for (rows, columns, batch), one in fastest.items()
     ]
     return "\n".join([*lines, ""])
-
-
-def _replaced(result: dict[str, Any]) -> list[str]:
-    note = REPLACED.get(result["commit"])
-    return [] if note is None else ["", note]

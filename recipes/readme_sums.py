@@ -14,8 +14,8 @@ WITHOUT_SUMS = "255685a892b7"
 """The commit of the run whose replay text shows no sums; later ones show them by default."""
 
 WORDS: Mapping[str, str] = {
-    "README.md": "the reference model answered {open:.1%} of {n} problems at α = 1, {closed:.1%} at "
-    "α = 0 ([record]({path}))",
+    "README.md": "the reference model answered {open:.1%} of {n} problems at α = 1, {closed:.1%} "
+    "at α = 0 ([record]({path}))",
     "README.zh-CN.md": "参考模型在 α = 1 时答对 {n} 题中的 {open:.1%}，α = 0 时为 {closed:.1%}"
     "（[记录]({path})）",
 }
@@ -29,8 +29,8 @@ def clause(record: Record, words: str) -> str:
     """
     if record.commit != WITHOUT_SUMS:
         raise FormatError(
-            f"{SOURCE} is by commit {record.commit}, expected {WITHOUT_SUMS}, the last whose replay "
-            "text shows no sums. Keep that record under another name, and name it in "
+            f"{SOURCE} is by commit {record.commit}, expected {WITHOUT_SUMS}, the last whose "
+            "replay text shows no sums. Keep that record under another name, and name it in "
             "recipes/readme_sums.py"
         )
     points: Any = record.methods["tune"].figures["sweep"]

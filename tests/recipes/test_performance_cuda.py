@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 from recipes.performance_cuda import FOLDER, section
+from recipes.performance_replaced import note
+
+from libortho.errors import FormatError
 
 OWN = {
     ("libortho base", 0): 5.0,
@@ -57,3 +60,27 @@ def test_the_fastest_peer_is_compared_and_marlin_is_the_naive_base(
     assert "| 64×256 | 1 | 1% | 6.00 | 12.00 |" in lines
     assert any("Marlin + cuSPARSE / α=1 at 1%" in line for line in lines)
     assert any(line.startswith("- Marlin was checked first: at most 3.1e-04") for line in lines)
+
+
+def test_without_a_naive_kernel_the_result_is_refused(tmp_path: Path) -> None:
+    dense = {key: us for key, us in TORCH.items() if "cuSPARSE" not in key[0]}
+    with pytest.raises(FormatError, match=r"card-peers\.json: no INT4 kernel with cuSPARSE after"):
+        shown(tmp_path, OWN | dense)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([1, 8, 32], "batch 32 shows the one before"),
+        ([64, 32, 64], "batch 32 and 64 show the"),
+        ([1, 128], ""),
+    ],
+)
+def test_what_a_kernel_rewritten_since_measured_is_said(
+    rows: list[int], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recipes.performance_replaced.REPLACED", {"01d": (17, 64)})
+    told = note("01d", rows, "batch")
+    assert bool(told) == bool(said)
+    assert said in "".join(told)
+    assert note("c0ffee", rows, "batch") == []
