@@ -253,6 +253,25 @@ def rows(
             )
         sequences = x.shape[0] if x.dim() > 2 else count
         state = capture(attached, sequences, x.device)
+    return _shared(state, names, x)
+
+
+def compiled_rows(names: Sequence[str], x: Tensor) -> Tensor:
+    """As :func:`rows`, for an op that compiled code runs; never to be returned by one.
+
+    Raises:
+        AlphaError: outside a forward of the model, too.
+    """
+    state = _captured.get()
+    if state is None:
+        raise AlphaError(
+            "compiled converted linears ran outside their model's forward, where alpha is unknown; "
+            "compile the model, or its forward"
+        )
+    return _shared(state, names, x)
+
+
+def _shared(state: Captured, names: Sequence[str], x: Tensor) -> Tensor:
     asked = (*names, x.shape[:-1], x.device)
     if asked not in state.given:
         state.given[asked] = _expanded(state, names, x)
@@ -287,13 +306,7 @@ def _expanded(state: Captured, names: Sequence[str], x: Tensor) -> Tensor:
     "libortho::alpha_rows", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
 )
 def _alpha_rows(x: Tensor, names: str) -> Tensor:
-    state = _captured.get()
-    if state is None:
-        raise AlphaError(
-            "compiled converted linears ran outside their model's forward, where alpha is unknown; "
-            "compile the model, or its forward"
-        )
-    return _expanded(state, names.split(","), x)
+    return compiled_rows(names.split(","), x).clone()
 
 
 @_alpha_rows.register_fake

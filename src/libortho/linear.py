@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from libortho import gate, ops
 from libortho.errors import ConfigError
+from libortho.gated import gated_linear
 from libortho.layout import BaseTiles, OrthoTiles, tile_base, tile_csr, tile_values, untile_base
 from libortho.pages import on_large_pages
 from libortho.streams.layers import CsrLayer, DenseLayer, Layer, LowRankLayer
@@ -231,8 +232,6 @@ class OrthoLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] fp32, bf16 or fp16 → [..., N] of the same dtype."""
         names = list(self.streams)
-        alpha = gate.rows(names, self._attached, x)
-        flat = x.reshape(-1, self.in_features)
         sparse, matmuls = [], []
         for position, name in enumerate(names):
             stream = self.streams[name]
@@ -240,14 +239,17 @@ class OrthoLinear(nn.Module):
                 sparse.append((position, stream))
             else:
                 matmuls.append((position, stream))
-        y = ops.dual_linear(
-            flat,
-            self.base.tiled(),
-            [(stream.tiled(), stream.tile_values()) for _, stream in sparse],
-            alpha if not matmuls else alpha[[position for position, _ in sparse]],
-        )
-        for position, stream in matmuls:
-            y = add_gated(y, flat, stream, alpha[position])
+        streams = [(stream.tiled(), stream.tile_values()) for _, stream in sparse]
+        inference = torch.compiler.is_compiling() and not torch.is_grad_enabled()
+        if inference and sparse and not matmuls and x.numel():
+            y = gated_linear(x, self.base.tiled(), streams, names)
+        else:
+            alpha = gate.rows(names, self._attached, x)
+            flat = x.reshape(-1, self.in_features)
+            chosen = alpha if not matmuls else alpha[[position for position, _ in sparse]]
+            y = ops.dual_linear(flat, self.base.tiled(), streams, chosen)
+            for position, stream in matmuls:
+                y = add_gated(y, flat, stream, alpha[position])
         if self.bias is not None:
             y = y + self.bias
         return y.reshape(*x.shape[:-1], self.out_features)

@@ -55,6 +55,40 @@ def test_a_step_takes_nothing_from_the_host(batch: int) -> None:
                 step(1)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_compiled_step_takes_nothing_from_the_host(batch: int) -> None:
+    """Every linear of ours is one op there, whose alpha all linears of the step share."""
+    models = random_models(TINY, 0.05, 0)
+    tokens = prompt(batch)
+    states = states_of(models, batch)
+    caches = {name: prefilled(*state, tokens, 32) for name, state in states.items()}
+    graphs: list[torch.fx.GraphModule] = []
+    runs: list[int] = []
+
+    def compiler(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+
+        def run(*args: Any) -> Any:  # Dynamo itself traces under no mode of dispatch
+            runs.append(len(graphs))
+            with NoHost() if len(runs) % 2 == 0 else contextlib.nullcontext():
+                return graph(*args)
+
+        return run
+
+    with recorded.compiled([models.floating, models.base, models.streamed], compiler):
+        for name, (model, setting) in states.items():
+            step = recorded.stepper(model, setting, tokens[:, :1], caches[name])
+            with torch.no_grad():
+                step(0)
+                step(1)
+    assert len(runs) == 2 * len(states)
+    assert len(graphs) == 3  # one for every alpha
+    ops_of = [[str(node.target) for node in graph.graph.nodes] for graph in graphs]
+    gated = [sum("gated_linear" in name for name in names) for names in ops_of]
+    assert gated == [0, 0, 14]
+    assert not any("alpha_rows" in name for names in ops_of for name in names)
+
+
 def test_a_forward_that_captures_alpha_is_found_out() -> None:
     """The mode above sees what would break a recording."""
     models = random_models(TINY, 0.05, 0)
@@ -85,7 +119,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(ops.backend().name != "native", reason="the counter is in the native library")
 @pytest.mark.usefixtures("pretended")
 def test_every_replay_counts_what_was_recorded() -> None:
-    found = recorded.decode_recorded(random_models(TINY, 0.05, 0), 2, 4, CPU)
+    found = recorded.decode_recorded(random_models(TINY, 0.05, 0), 2, 4, CPU, compiler="eager")
     assert list(found) == ["fp", "int4", "alpha0", "alpha1", "mixed"]
     for name, one in found.items():
         assert one.seconds == [0.005] * 4

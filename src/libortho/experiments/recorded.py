@@ -1,14 +1,15 @@
-"""Whole-model decoding on a GPU: every state's step is recorded as a CUDA graph and replayed.
+"""Whole-model decoding on a GPU: every step is compiled, recorded as a CUDA graph and replayed.
 
-Python and the launches then take no time in any state, floating point among them: kernels are
-compared with kernels. The static cache keeps its length on the device, so a replay writes the next
-place.
+Python and the launches then take no time in any state, floating point among them, and what lies
+between the linears is fused alike: kernels are compared with kernels. The static cache keeps its
+length on the device, so a replay writes the next place.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -33,14 +34,25 @@ from libortho.forwards import under
 from libortho.model import Ortho, call_region
 from libortho.progress import Progress, silent
 
+Compiler = str | Callable[..., Any]
+"""A backend of ``torch.compile``."""
+
 
 def decode_recorded(
-    models: Models, batch: int, steps: int, device: torch.device, progress: Progress = silent
+    models: Models,
+    batch: int,
+    steps: int,
+    device: torch.device,
+    progress: Progress = silent,
+    compiler: Compiler = "inductor",
 ) -> dict[str, Decoded]:
     """Decodes ``steps`` tokens a sequence, the states in turn, each step one replay.
 
     A replay runs the kernels of the forward that was recorded: the calls that entered the native
     function while it was recorded, and those expected of it, count once a replay.
+
+    Args:
+        compiler: of the steps.
 
     Returns:
         As :func:`libortho.experiments.decode.decode`.
@@ -49,10 +61,14 @@ def decode_recorded(
     tokens = prompt(batch).to(device)
     found: dict[str, Decoded] = {}
     replays: dict[str, Callable[[], None]] = {}
-    for done, (name, (model, setting)) in enumerate(states.items(), 1):
-        cache = prefilled(model, setting, tokens, PROMPT + 2 * WARM_UP + 1 + steps)
-        found[name], replays[name] = recorded(model, setting, tokens[:, :1], cache, device)
-        progress(f"record at batch {batch}", done, len(states), {})
+    length = PROMPT + 2 * WARM_UP + 1 + steps
+    caches = {name: prefilled(*state, tokens, length) for name, state in states.items()}
+    with compiled([models.floating, models.base, models.streamed], compiler):
+        for done, (name, (model, setting)) in enumerate(states.items(), 1):
+            found[name], replays[name] = recorded(
+                model, setting, tokens[:, :1], caches[name], device
+            )
+            progress(f"compile and record at batch {batch}", done, len(states), {})
     for turn in range(-WARM_UP, steps):
         for name, replay in replays.items():
             seconds = replayed(replay, device)
@@ -64,6 +80,21 @@ def decode_recorded(
         one.expected_op_calls *= steps
         one.dense_route_calls *= steps
     return found
+
+
+@contextmanager
+def compiled(models: Sequence[Any], compiler: Compiler) -> Iterator[None]:
+    """Compiles the forwards of models inside the block, each as one graph without a break."""
+    torch.compiler.reset()  # one shape of the inputs at a time
+    for model in models:
+        model.forward = torch.compile(
+            model.forward, fullgraph=True, dynamic=False, backend=compiler
+        )
+    try:
+        yield
+    finally:
+        for model in models:
+            del model.forward
 
 
 def recorded(
