@@ -67,6 +67,7 @@ def checked(
     skipped = {KINDS[one].name: NO_LIBRARY.format(one) for one in KINDS if not libraries.get(one)}
     asked = (json.dumps(shapes), json.dumps(batches))
     paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    given = {name: library for name, library in libraries.items() if library}
     running = {
         name: subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.check", name, str(library), *asked],
@@ -75,8 +76,7 @@ def checked(
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for name, library in libraries.items()
-        if library
+        for name, library in given.items()
     }
     passed = []
     for name, process in running.items():
@@ -89,15 +89,16 @@ def checked(
             told = [line for line in said if "Error" in line or "Refused" in line] or said
             skipped[KINDS[name].name] = f"its check ended with {process.returncode}: {told[-1]}"
             continue
-        verdict = next(line for line in reversed(said) if line.startswith("{"))
+        verdict = next((line for line in reversed(said) if line.startswith("{")), None)
+        if verdict is None:
+            skipped[KINDS[name].name] = f"its check told nothing of its variants: {said[-1]}"
+            continue
         found: dict[str, dict[str, float | str]] = json.loads(verdict)
         right = {variant: one["error"] for variant, one in found.items() if "error" in one}
         wrong = {variant: str(one["wrong"]) for variant, one in found.items() if "wrong" in one}
         if right:
             error = max(float(one) for one in right.values())
-            library = libraries[name]
-            assert library is not None
-            passed.append(Checked(KINDS[name](library), tuple(right), error, wrong))
+            passed.append(Checked(KINDS[name](given[name]), tuple(right), error, wrong))
         else:
             skipped[KINDS[name].name] = "; ".join(f"{v} {why}".strip() for v, why in wrong.items())
     return passed, skipped

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import cuda_peers
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +19,8 @@ from peers.peer import Peer
 from peers.spqr import SpQR
 from peers.squeezellm import SqueezeLLM
 
+from libortho import ops
+from libortho.errors import BackendUnavailable
 from libortho.layout import BaseTiles, untile_base
 
 ROOT = Path(__file__).parents[2]
@@ -166,6 +169,29 @@ def test_a_library_that_cannot_be_used_is_skipped_with_the_reason(tmp_path: Path
     assert not passed
     assert "KernelRefused" in skipped["Marlin"]
     assert str(torn) in skipped["Marlin"]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_a_library_that_ends_its_check_in_silence_is_skipped(tmp_path: Path) -> None:
+    source, library = tmp_path / "quits.c", tmp_path / "quits.so"
+    source.write_text(
+        "#include <unistd.h>\n__attribute__((constructor)) static void quit(void) { _exit(0); }"
+    )
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    passed, skipped = checked({"marlin": library}, [(256, 128)], [1])
+    assert not passed
+    assert skipped["Marlin"].startswith("its check told nothing of its variants")
+
+
+@pytest.mark.skipif(ops.cuda_backend().name == "native", reason="the kernel is there")
+def test_the_benchmark_says_that_the_kernel_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.json"
+    monkeypatch.setattr("sys.argv", ["cuda_peers.py", "--commit", "c0ffee", "--json", str(out)])
+    with pytest.raises(BackendUnavailable, match=r"the backend on CUDA is .*, expected native: ."):
+        cuda_peers.main()
+    assert not out.exists()
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
