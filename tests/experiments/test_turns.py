@@ -17,6 +17,16 @@ with turn(Path(sys.argv[1]), "row") as ours:
     print(ours, flush=True)
     time.sleep(60)
 """
+WITHOUT_FCNTL = """
+import sys
+from pathlib import Path
+sys.modules["fcntl"] = None
+import libortho
+from libortho.experiments import catalogue
+from libortho.experiments.turns import turn
+with turn(Path(sys.argv[1]), "row") as ours, turn(Path(sys.argv[1]), "row", wait=False) as theirs:
+    print(ours, theirs)
+"""
 
 
 def test_who_comes_second_waits_or_is_told(tmp_path: Path) -> None:
@@ -42,3 +52,10 @@ def test_a_process_that_is_killed_leaves_no_lock(tmp_path: Path) -> None:
         other.wait()
     with turn(tmp_path, "row", wait=False) as ours:
         assert ours
+
+
+def test_experiments_do_without_locks_of_posix(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_FCNTL, str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout == "True False\n"

@@ -5,28 +5,32 @@ A lock goes with the process that holds it, however that ends, so that none is e
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 
 @contextmanager
 def turn(folder: Path, name: str, *, wait: bool = True) -> Iterator[bool]:
-    """Be the only process that is at ``name`` in ``folder``.
+    """Be the only process, and in it the only thread, that is at ``name`` in ``folder``.
 
     Args:
         folder: made where it is absent; gets ``.NAME.lock``.
-        wait: for a process that is at it; else False is yielded where there is one.
+        wait: for who is at it; else False is yielded where there is one.
 
     Yields:
         whether it is this process's turn.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
+    lock = FileLock(folder / f".{name}.lock")
+    try:
+        lock.acquire(blocking=wait)
+    except Timeout:
+        yield False
+        return
+    try:
         yield True
+    finally:
+        lock.release()
