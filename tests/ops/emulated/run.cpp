@@ -4,8 +4,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <set>
+#include <thread>
 #include <vector>
 
+#include "core/plan_cache.h"
 #include "cuda/dual_gemm.cuh"
 #include "cuda/wide_gemm.cuh"
 #include "random_layer.h"
@@ -123,6 +125,53 @@ void check_plans() {
                           stream_bytes(p.batch, warps, plan.rounds);
     expect(parts == plan.shared_bytes && plan.x_bytes % 16 == 0 && plan.stage_bytes % 16 == 0, "shared memory", parts);
   }
+}
+
+bool same(const LaunchPlan& a, const LaunchPlan& b) {
+  return a.gather == b.gather && a.octets == b.octets && a.cluster == b.cluster && a.passes == b.passes &&
+         a.row_warps == b.row_warps && a.k_warps == b.k_warps && a.groups == b.groups && a.rounds == b.rounds &&
+         a.stages == b.stages && a.x_stride == b.x_stride && a.x_bytes == b.x_bytes &&
+         a.stage_bytes == b.stage_bytes && a.shared_bytes == b.shared_bytes;
+}
+
+bool same(const WidePlan& a, const WidePlan& b) {
+  return a.octets == b.octets && a.row_warps == b.row_warps && a.k_warps == b.k_warps && a.cluster == b.cluster &&
+         a.row_groups == b.row_groups && a.chunks == b.chunks && a.stages == b.stages &&
+         a.stage_bytes == b.stage_bytes && a.shared_bytes == b.shared_bytes;
+}
+
+// A cached plan is the one that a search finds: asked for again, by several threads at once, and after more
+// shapes than a cache holds. Neighbouring shapes differ in one of the things that a plan depends on.
+void check_plan_cache() {
+  const Device d{132, 232448, 233472, true};
+  static PlanCache cache;
+  std::vector<Problem> problems;
+  for (const int64_t rows : {int64_t{32}, int64_t{33}, int64_t{1024}, int64_t{28672}, (int64_t{1} << 31) - 1}) {
+    for (const int64_t columns : {128, 1920, 4096, 65408}) {
+      for (const int64_t group : {32, 64, 128}) {
+        for (int64_t batch = 1; batch <= kFusedRows; ++batch) problems.push_back({rows, columns, group, batch});
+      }
+    }
+  }
+  expect(problems.size() > PlanCache::kEntries, "more shapes than a cache holds");
+  std::vector<LaunchPlan> narrow;
+  std::vector<WidePlan> wide;
+  for (const Problem& p : problems) {
+    narrow.push_back(p.batch > kNarrowRows ? LaunchPlan{} : plan_launch(p, d));
+    wide.push_back(p.batch > kNarrowRows ? plan_wide(p, d) : WidePlan{});
+  }
+  std::atomic<int> wrong{0};
+  const auto ask = [&](size_t first) {
+    for (size_t i = 0; i < 4 * problems.size(); ++i) {
+      const size_t at = (first + i / 4) % problems.size();  // each four times
+      const Problem& p = problems[at];
+      if (p.batch > kNarrowRows ? !same(cache.wide(p, d), wide[at]) : !same(cache.narrow(p, d), narrow[at])) ++wrong;
+    }
+  };
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < 4; ++i) threads.emplace_back(ask, i * 7);
+  for (std::thread& thread : threads) thread.join();
+  expect(wrong == 0, "cached plans", wrong);
 }
 
 // The two decodings, over every nibble at every place.
@@ -267,6 +316,7 @@ void check_layer(int n, int k, int group, int m, double density, const Device& d
 int main() {
   check_fragments();
   check_plans();
+  check_plan_cache();
   check_decode<Half>();
   check_decode<BFloat>();
   const Device few{6, 232448, 233472, true}, many{132, 232448, 233472, true}, old{20, 101376, 102400, false};

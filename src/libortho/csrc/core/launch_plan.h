@@ -39,6 +39,12 @@ struct Problem {
   int64_t batch;
 };
 
+// What a search decides; the rest of a plan follows from it, the shapes and the device.
+struct PlanChoice {
+  bool gather;
+  int row_warps, k_warps, cluster, stages;
+};
+
 struct LaunchPlan {
   bool gather;  // x as it lies (batch <= 4), not transposed
   int octets;   // of the batch, where it is transposed
@@ -91,12 +97,10 @@ ORTH_HD constexpr int64_t stream_bytes(int64_t batch, int warps, int rounds) {
   return kMostStreams * (batch + 3 * warps * rounds) * 4;
 }
 
-namespace plan_detail {
-
-// The plan with these many of everything; groups == 0: it does not fit, or leaves a thread block idle.
-inline LaunchPlan with(const Problem& p, const Device& d, bool gather, int cluster, int row_warps, int k_warps,
-                       int stages) {
+// groups == 0: it does not fit, or leaves a thread block idle.
+inline LaunchPlan narrow_plan(const Problem& p, const Device& d, const PlanChoice& choice) {
   LaunchPlan plan{};
+  const auto [gather, row_warps, k_warps, cluster, stages] = choice;
   const int blocks = static_cast<int>(block_count(p.columns));
   const int warps = row_warps * k_warps;
   if (cluster > blocks) return plan;
@@ -128,7 +132,10 @@ inline LaunchPlan with(const Problem& p, const Device& d, bool gather, int clust
   return plan;
 }
 
-// Cycles that the launch takes; the figures are fitted to 2,000 plans timed on an H200.
+namespace plan_detail {
+
+// An estimate of the cycles that the launch takes, to rank plans by; no timings that its figures could be
+// checked against are on record.
 inline double cost(const Problem& p, const Device& d, const LaunchPlan& plan) {
   const int warps = plan.row_warps * plan.k_warps;
   const int64_t grid = int64_t{plan.groups} * plan.cluster;
@@ -159,7 +166,7 @@ inline LaunchPlan cheapest(const Problem& p, const Device& d, bool gather) {
     for (int k_warps = 1; row_warps * k_warps <= kMostWarps; k_warps *= 2) {
       for (int cluster = 1; cluster <= (d.clusters ? kMostCluster : 1); cluster *= 2) {
         for (int stages = kMostStages; stages >= 2; --stages) {
-          const LaunchPlan plan = with(p, d, gather, cluster, row_warps, k_warps, stages);
+          const LaunchPlan plan = narrow_plan(p, d, {gather, row_warps, k_warps, cluster, stages});
           if (plan.groups == 0) continue;
           const double now = cost(p, d, plan);
           if (best.groups == 0 || now < least) {
@@ -175,8 +182,8 @@ inline LaunchPlan cheapest(const Problem& p, const Device& d, bool gather) {
 
 }  // namespace plan_detail
 
-// Requires columns a multiple of group_size and batch in 1 .. kNarrowRows. groups == 0: too little
-// shared memory.
+// The cheapest of all plans, searched for. Requires columns a multiple of group_size and batch in
+// 1 .. kNarrowRows. groups == 0: too little shared memory.
 inline LaunchPlan plan_launch(const Problem& p, const Device& d) {
   if (p.batch <= kGatherRows) {
     const LaunchPlan plan = plan_detail::cheapest(p, d, true);

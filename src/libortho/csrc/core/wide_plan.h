@@ -40,10 +40,28 @@ inline int64_t wide_shared_bytes(const WidePlan& plan, int64_t batch) {
   return ring + x + kMostStreams * (batch + warps * (kTileRows + 2)) * 4;
 }
 
+// x is never as it lies. row_groups == 0: it does not fit, or leaves a thread block idle.
+inline WidePlan wide_plan(const Problem& p, const Device& d, const PlanChoice& choice) {
+  WidePlan plan{};
+  const int64_t blocks = block_count(p.columns);
+  plan.octets = p.batch <= 32 ? 4 : 8;
+  plan.row_warps = choice.row_warps;
+  plan.k_warps = choice.k_warps;
+  plan.cluster = choice.cluster;
+  plan.chunks = static_cast<int>(ceil_div(ceil_div(blocks, choice.cluster), choice.k_warps));
+  plan.stages = choice.stages;
+  plan.stage_bytes = stage_bytes(p.group_size);
+  plan.shared_bytes = wide_shared_bytes(plan, p.batch);
+  if (plan.shared_bytes <= d.shared_bytes && choice.cluster <= blocks) {
+    plan.row_groups = static_cast<int>(ceil_div(tile_count(p.rows), choice.row_warps));
+  }
+  return plan;
+}
+
 namespace plan_detail {
 
 // Thread blocks that run at once where `fit` of them share a multiprocessor. Those of a cluster lie in
-// one of the device's eight processing clusters; which plans fit an H100 tells that two of them are small.
+// one of the device's eight processing clusters, of which two are taken to be small.
 inline int64_t wide_at_once(const Device& d, int cluster, int64_t fit) {
   if (cluster == 1) return d.processors * fit;
   constexpr int64_t kParts = 8, kSmall = 2, kSmallProcessors = 12;
@@ -53,8 +71,8 @@ inline int64_t wide_at_once(const Device& d, int cluster, int64_t fit) {
   return (fit > 1 ? clusters * 9 / 10 : clusters) * cluster;
 }
 
-// Cycles. What a chunk and a thread block's beginning and end take is fitted to what plans took on an
-// H100; memory gives 17 bytes a cycle and multiprocessor.
+// An estimate of the cycles that the launch takes, to rank plans by: fitted by hand to a sweep on one H100
+// (benchmarks/results/cuda/h100-plans.json). Memory is taken to give 17 bytes a cycle and multiprocessor.
 inline double wide_cost(const Problem& p, const Device& d, const WidePlan& plan) {
   const double m = 8.0 * plan.octets;
   const int warps = plan.row_warps * plan.k_warps;
@@ -89,27 +107,17 @@ inline double wide_cost(const Problem& p, const Device& d, const WidePlan& plan)
 
 }  // namespace plan_detail
 
-// Requires columns a multiple of group_size and batch in 17 .. kFusedRows. row_groups == 0:
-// too little shared memory.
+// The cheapest of all plans, searched for. Requires columns a multiple of group_size and batch in
+// 17 .. kFusedRows. row_groups == 0: too little shared memory.
 inline WidePlan plan_wide(const Problem& p, const Device& d) {
   WidePlan best{};
   double least = 0;
-  const int64_t tiles = tile_count(p.rows), blocks = block_count(p.columns);
   for (const int warps : {kWarps, kWarps / 2}) {
     for (int k_warps = 1; k_warps <= (d.clusters ? warps / kGroupWarps : warps); k_warps *= 2) {
       for (int cluster = 1; cluster <= (d.clusters ? kMostCluster : 1); ++cluster) {
-        for (int stages = 2; stages <= 4; ++stages) {
-          WidePlan plan{};
-          plan.octets = p.batch <= 32 ? 4 : 8;
-          plan.k_warps = k_warps;
-          plan.row_warps = warps / k_warps;
-          plan.cluster = cluster;
-          plan.row_groups = static_cast<int>(ceil_div(tiles, plan.row_warps));
-          plan.chunks = static_cast<int>(ceil_div(ceil_div(blocks, cluster), k_warps));
-          plan.stages = stages;
-          plan.stage_bytes = stage_bytes(p.group_size);
-          plan.shared_bytes = wide_shared_bytes(plan, p.batch);
-          if (plan.shared_bytes > d.shared_bytes || cluster > blocks) continue;
+        for (int stages = 2; stages <= kMostStages; ++stages) {
+          const WidePlan plan = wide_plan(p, d, {false, warps / k_warps, k_warps, cluster, stages});
+          if (plan.row_groups == 0) continue;
           const double now = plan_detail::wide_cost(p, d, plan);
           if (best.row_groups == 0 || now < least) {
             best = plan;

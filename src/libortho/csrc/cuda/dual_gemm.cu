@@ -8,7 +8,10 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <mutex>
+#include <utility>
 
+#include "../core/plan_cache.h"
 #include "layer_cuda.h"
 
 namespace orth {
@@ -31,17 +34,24 @@ __global__ void __launch_bounds__(32 * kWarps, kOctets == 8 ? 1 : 2)
 
 struct DeviceInfo {
   std::atomic<bool> known{false};
+  int index = 0;
   Device device{};
+  PlanCache plans;
 };
 
 std::array<DeviceInfo, kMostDevices> device_infos;
+std::mutex learning;
 
-cudaError_t current_device(int* index, const DeviceInfo** info) {
-  cudaError_t error = cudaGetDevice(index);
+cudaError_t current_device(DeviceInfo** info) {
+  int index = 0;
+  cudaError_t error = cudaGetDevice(&index);
   if (error != cudaSuccess) return error;
-  if (*index >= kMostDevices) return cudaErrorInvalidDevice;
-  DeviceInfo& slot = device_infos[static_cast<size_t>(*index)];
-  if (!slot.known.load(std::memory_order_acquire)) {
+  if (index >= kMostDevices) return cudaErrorInvalidDevice;
+  DeviceInfo& slot = device_infos[static_cast<size_t>(index)];
+  *info = &slot;
+  if (slot.known.load(std::memory_order_acquire)) return cudaSuccess;
+  const std::lock_guard<std::mutex> alone(learning);
+  if (!slot.known.load(std::memory_order_relaxed)) {
     int processors = 0, block = 0, processor = 0, major = 0;
     const std::array<std::pair<int*, cudaDeviceAttr>, 4> wanted{{
         {&processors, cudaDevAttrMultiProcessorCount},
@@ -50,15 +60,14 @@ cudaError_t current_device(int* index, const DeviceInfo** info) {
         {&major, cudaDevAttrComputeCapabilityMajor},
     }};
     for (const auto& [value, attribute] : wanted) {
-      error = cudaDeviceGetAttribute(value, attribute, *index);
+      error = cudaDeviceGetAttribute(value, attribute, index);
       if (error != cudaSuccess) return error;
     }
-    // Two threads that race here write the same values.
+    slot.index = index;
     // What is compiled for 9.0 runs on nothing else; others take code without clusters.
     slot.device = {processors, block, processor, major == 9};
     slot.known.store(true, std::memory_order_release);
   }
-  *info = &slot;
   return cudaSuccess;
 }
 
@@ -71,16 +80,17 @@ struct Shape {
 // One launch; where the device can, it begins before the kernel ahead of it has ended.
 template <typename Kernel>
 cudaError_t launch(Kernel kernel, std::array<std::atomic<int64_t>, kMostDevices>& allowed, const Shape& shape,
-                   const GemmArgs& args, int index, const Device& device, cudaStream_t stream) {
-  std::atomic<int64_t>& limit = allowed[static_cast<size_t>(index)];
-  if (limit.load(std::memory_order_relaxed) < shape.shared_bytes) {
+                   const GemmArgs& args, const DeviceInfo& info, cudaStream_t stream) {
+  const Device& device = info.device;
+  std::atomic<int64_t>& limit = allowed[static_cast<size_t>(info.index)];
+  if (limit.load(std::memory_order_acquire) < shape.shared_bytes) {
     cudaFuncAttributes attributes{};
     cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
     if (error != cudaSuccess) return error;
     const int most = static_cast<int>(device.shared_bytes) - static_cast<int>(attributes.sharedSizeBytes);
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
     if (error != cudaSuccess) return error;
-    limit.store(most, std::memory_order_relaxed);
+    limit.store(most, std::memory_order_release);
   }
   cudaLaunchConfig_t config{};
   config.gridDim = shape.grid;
@@ -100,25 +110,22 @@ cudaError_t launch(Kernel kernel, std::array<std::atomic<int64_t>, kMostDevices>
 }
 
 template <typename Type, typename As, bool kWhole>
-cudaError_t launch_narrow(const Shape& shape, const GemmArgs& args, int index, const Device& device,
-                          cudaStream_t stream) {
+cudaError_t launch_narrow(const Shape& shape, const GemmArgs& args, const DeviceInfo& info, cudaStream_t stream) {
   static std::array<std::atomic<int64_t>, kMostDevices> allowed{};
-  return launch(dual_gemm<Type, As, kWhole>, allowed, shape, args, index, device, stream);
+  return launch(dual_gemm<Type, As, kWhole>, allowed, shape, args, info, stream);
 }
 
 template <typename Type, int kOctets, bool kWhole>
-cudaError_t launch_wide(const Shape& shape, const GemmArgs& args, int index, const Device& device,
-                        cudaStream_t stream) {
+cudaError_t launch_wide(const Shape& shape, const GemmArgs& args, const DeviceInfo& info, cudaStream_t stream) {
   static std::array<std::atomic<int64_t>, kMostDevices> allowed{};
-  return launch(wide_gemm<Type, kOctets, kWhole>, allowed, shape, args, index, device, stream);
+  return launch(wide_gemm<Type, kOctets, kWhole>, allowed, shape, args, info, stream);
 }
 
 // Fills in what the plan decides, and launches.
 template <typename Type, bool kWhole>
-cudaError_t plan_and_launch(const Problem& problem, GemmArgs& args, int index, const Device& device,
-                            cudaStream_t stream) {
+cudaError_t plan_and_launch(const Problem& problem, GemmArgs& args, DeviceInfo& info, cudaStream_t stream) {
   if (problem.batch > kNarrowRows) {
-    const WidePlan plan = plan_wide(problem, device);
+    const WidePlan plan = info.plans.wide(problem, info.device);
     if (plan.row_groups == 0) return cudaErrorInvalidConfiguration;
     args.panels = plan.cluster;
     args.row_warps = plan.row_warps;
@@ -127,10 +134,10 @@ cudaError_t plan_and_launch(const Problem& problem, GemmArgs& args, int index, c
     args.stage_bytes = static_cast<int>(plan.stage_bytes);
     const Shape shape{dim3(static_cast<unsigned>(plan.cluster), static_cast<unsigned>(plan.row_groups)),
                       32 * plan.row_warps * plan.k_warps, plan.cluster, plan.shared_bytes};
-    return plan.octets == 4 ? launch_wide<Type, 4, kWhole>(shape, args, index, device, stream)
-                            : launch_wide<Type, 8, kWhole>(shape, args, index, device, stream);
+    return plan.octets == 4 ? launch_wide<Type, 4, kWhole>(shape, args, info, stream)
+                            : launch_wide<Type, 8, kWhole>(shape, args, info, stream);
   }
-  const LaunchPlan plan = plan_launch(problem, device);
+  const LaunchPlan plan = info.plans.narrow(problem, info.device);
   if (plan.groups == 0) return cudaErrorInvalidConfiguration;
   args.panels = plan.cluster;
   args.passes = plan.passes;
@@ -148,16 +155,15 @@ cudaError_t plan_and_launch(const Problem& problem, GemmArgs& args, int index, c
   args.stage_bytes = static_cast<int>(plan.stage_bytes);
   const Shape shape{dim3(static_cast<unsigned>(plan.cluster), static_cast<unsigned>(plan.groups)),
                     32 * plan.row_warps * plan.k_warps, plan.cluster, plan.shared_bytes};
-  const auto run = [&](auto x) { return launch_narrow<Type, decltype(x), kWhole>(shape, args, index, device, stream); };
+  const auto run = [&](auto x) { return launch_narrow<Type, decltype(x), kWhole>(shape, args, info, stream); };
   if (plan.gather) return problem.batch == 1 ? run(AsRows<1>{}) : run(AsRows<kGatherRows>{});
   return plan.octets == 1 ? run(AsPlanes<1>{}) : run(AsPlanes<2>{});
 }
 
 template <typename Type>
-cudaError_t launch_type(const Problem& problem, GemmArgs& args, int index, const Device& device,
-                        cudaStream_t stream) {
-  return problem.group_size == kBlockInputs ? plan_and_launch<Type, true>(problem, args, index, device, stream)
-                                            : plan_and_launch<Type, false>(problem, args, index, device, stream);
+cudaError_t launch_type(const Problem& problem, GemmArgs& args, DeviceInfo& info, cudaStream_t stream) {
+  return problem.group_size == kBlockInputs ? plan_and_launch<Type, true>(problem, args, info, stream)
+                                            : plan_and_launch<Type, false>(problem, args, info, stream);
 }
 
 Problem problem_of(const BaseLayer& base, int64_t m) {
@@ -174,9 +180,8 @@ const char* forward(const BaseLayer& base, bool streams_only, const Stream* stre
   if (misaligned(x) || misaligned(base.tiles) || misaligned(base.scales)) {
     return "x, tiles and scales must be aligned to 16 bytes";
   }
-  int index = 0;
-  const DeviceInfo* info = nullptr;
-  cudaError_t error = current_device(&index, &info);
+  DeviceInfo* info = nullptr;
+  cudaError_t error = current_device(&info);
   if (error != cudaSuccess) return cudaGetErrorString(error);
   for (int64_t done = 0; done < m; done += kFusedRows) {
     const Problem problem = problem_of(base, m - done);
@@ -200,8 +205,8 @@ const char* forward(const BaseLayer& base, bool streams_only, const Stream* stre
     }
     const auto cuda_stream = static_cast<cudaStream_t>(stream);
     error = x_type == DType::kFloat16
-                ? launch_type<Half>(problem, args, index, info->device, cuda_stream)
-                : launch_type<BFloat>(problem, args, index, info->device, cuda_stream);
+                ? launch_type<Half>(problem, args, *info, cuda_stream)
+                : launch_type<BFloat>(problem, args, *info, cuda_stream);
     if (error == cudaErrorInvalidConfiguration) return "this device has too little shared memory";
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
