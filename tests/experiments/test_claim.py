@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,18 @@ import pytest
 from libortho.errors import ConfigError
 from libortho.experiments.claim import claim
 
+AT_ONCE = """
+import sys, time
+from pathlib import Path
+from libortho.experiments import claim as module
+write = module.write_atomic
+module.write_atomic = lambda *given: (time.sleep(1), write(*given))  # a window to come through
+folder, mine = Path(sys.argv[1]), int(sys.argv[2])
+(folder / f"ready-{mine}").touch()
+while len(list(folder.glob("ready-*"))) < 3:
+    time.sleep(0.01)
+module.claim(folder, "stages", {"members": mine})
+"""
 PLAN = {"members": 4, "training": {"steps": 30, "lr": 1e-3}, "bits": [2, 3]}
 
 
@@ -19,6 +33,17 @@ def test_the_same_plan_goes_on(tmp_path: Path) -> None:
     assert json.loads(written)["plan"] == PLAN
     claim(tmp_path / "new", "stages", {"bits": (2, 3), **{k: PLAN[k] for k in list(PLAN)[:2]}})
     assert (tmp_path / "new" / "stages.plan.json").read_text("utf-8") == written
+
+
+def test_of_several_processes_at_once_one_has_the_folder(tmp_path: Path) -> None:
+    commands = [[sys.executable, "-c", AT_ONCE, str(tmp_path), str(mine)] for mine in range(3)]
+    running = [subprocess.Popen(one, stderr=subprocess.PIPE, text=True) for one in commands]
+    said = [one.communicate(timeout=120)[1] for one in running]
+    (first,) = [mine for mine, one in enumerate(running) if one.returncode == 0]
+    written = json.loads((tmp_path / "stages.plan.json").read_text("utf-8"))
+    assert written["plan"] == {"members": first}
+    for mine, told in enumerate(said):
+        assert mine == first or f"members is {first} there and {mine} here" in told
 
 
 def test_another_plan_is_refused_with_all_that_differs(tmp_path: Path) -> None:

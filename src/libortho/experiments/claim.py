@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from libortho.errors import ConfigError
+from libortho.experiments.turns import turn
 from libortho.records import write_atomic
 
 _SUFFIX = ".plan.json"
@@ -31,21 +32,32 @@ def claim(
         ConfigError: the folder is another plan's; all that differs is told.
     """
     file = folder / f"{name}{_SUFFIX}"
-    canonical = json.dumps(asked, sort_keys=True)
-    if file.is_file():
-        differing = _differences(json.loads(file.read_text("utf-8"))["plan"], asked)
-        if differing:
-            raise ConfigError(
-                f"{file} is of another plan: {'; '.join(differing)}. Ask for the same, or choose "
-                "another folder with -o"
-            )
-        return
+    # Of several processes that come at once, the first writes, and the others read what it wrote.
+    with turn(folder, file.name):
+        if file.is_file():
+            _hold(file, asked)
+        else:
+            _write(file, asked, leaves)
+
+
+def _hold(file: Path, asked: Mapping[str, JsonValue]) -> None:
+    differing = _differences(json.loads(file.read_text("utf-8"))["plan"], asked)
+    if differing:
+        raise ConfigError(
+            f"{file} is of another plan: {'; '.join(differing)}. Ask for the same, or choose "
+            "another folder with -o"
+        )
+
+
+def _write(file: Path, asked: Mapping[str, JsonValue], leaves: Sequence[str]) -> None:
+    folder = file.parent
     unknown = [leaf for leaf in leaves if (folder / leaf).exists()]
     if unknown:
         raise ConfigError(
             f"{folder} holds {', '.join(unknown)} of a plan that nobody wrote down (expected "
             f"{file.name} beside them). Delete them, or choose another folder with -o"
         )
+    canonical = json.dumps(asked, sort_keys=True)
     told = {"sha256": hashlib.sha256(canonical.encode()).hexdigest(), "plan": dict(asked)}
     write_atomic(file, json.dumps(told, indent=1, sort_keys=True) + "\n")
 
