@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from libortho import records
-from libortho.baselines import UnlearnOptions, rounded
+from libortho.baselines import UnlearnOptions, rounded, unlearn
 from libortho.errors import ConfigError, NumericsError
 from libortho.experiments.gates import gates
 from libortho.experiments.natural import Training
@@ -221,17 +221,25 @@ def test_a_row_that_diverges_is_void_and_tried_again(
     folder, record = run
     file = folder / NAME / "seed-0" / "npo.json"
     kept = file.read_bytes()
+    tried = []
 
     def diverge(*_, **__):
+        tried.append(1)
         raise NumericsError("npo: step 7: the loss is nan")
 
     monkeypatch.setattr("libortho.experiments.separation_ways.unlearn", diverge)
     try:
         file.unlink()
+        separation(tiny_checkpoint, folder, seeds=[0], plan=TINY, text=text)
         (found,) = separation(tiny_checkpoint, folder, seeds=[0], plan=TINY, text=text)
+        assert len(tried) == 2
         assert not file.exists()
+        monkeypatch.undo()
+        (mended,) = separation(tiny_checkpoint, folder, seeds=[0], plan=TINY, text=text)
+        assert mended.verdict == "PASS"
     finally:
         file.write_bytes(kept)
+        file.with_name("npo.failed.json").unlink(missing_ok=True)
     assert found.verdict == "VOID"
     assert "npo is NumericsError: npo: step 7: the loss is nan" in found.reason
     assert found.figures["void_rows"] == ["npo"]
@@ -239,6 +247,51 @@ def test_a_row_that_diverges_is_void_and_tried_again(
     records.write(found, tmp_path / "record.json")
     page = render([records.read(tmp_path / "record.json")], tmp_path / "page.html")
     assert "npo (VOID)" in page.read_text("utf-8")
+
+
+def test_a_row_that_diverged_in_another_process_is_not_trained_again(
+    run, tiny_checkpoint, text, monkeypatch, tmp_path: Path
+) -> None:
+    seed = run[0] / NAME / "seed-0"
+    kept = {name: (seed / name).read_bytes() for name in ("npo.json", "graddiff.json")}
+    fell = seed / "npo.failed.json"
+    begun, asked, tried = threading.Event(), threading.Event(), []
+
+    def diverge(*given, options, **more):
+        if options.objective == "graddiff":
+            return unlearn(*given, options=options, **more)
+        tried.append(1)
+        raise NumericsError("npo: step 7: the loss is nan")
+
+    def other() -> None:
+        with turn(seed, "row-npo"):
+            begun.set()
+            asked.wait(60)
+            (tmp_path / fell.name).rename(fell)
+
+    def follow(stage: str, done: int, total: int, figures: object) -> None:
+        if stage.startswith("graddiff"):  # a row after it: this process did not wait there
+            asked.set()
+
+    monkeypatch.setattr("libortho.experiments.separation_ways.unlearn", diverge)
+    common = {"seeds": [0], "plan": TINY, "text": text}
+    try:
+        (seed / "npo.json").unlink()
+        (theirs,) = separation(tiny_checkpoint, run[0], **common)
+        fell.rename(tmp_path / fell.name)
+        (seed / "graddiff.json").unlink()
+        process = threading.Thread(target=other)
+        process.start()
+        begun.wait(60)
+        (ours,) = separation(tiny_checkpoint, run[0], progress=follow, **common)
+        process.join()
+    finally:
+        for name, data in kept.items():
+            (seed / name).write_bytes(data)
+        fell.unlink(missing_ok=True)
+    assert len(tried) == 1
+    assert ours.methods["npo"] == theirs.methods["npo"]
+    assert (ours.verdict, ours.reason) == (theirs.verdict, theirs.reason)
 
 
 def test_a_model_that_recites_nothing_is_void(tmp_path: Path, tiny_checkpoint, text) -> None:

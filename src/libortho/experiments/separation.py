@@ -8,6 +8,7 @@ with the secrets that the contaminated model recites.
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,8 @@ from libortho.tune.prepare import plain_model
 NAME = "separation"
 _POOL = 4000
 _LEAST_RECITED = 0.25
+_FELL = ".failed.json"
+"""Of a row that diverged: what came of it, and an id by which a later process knows it is old."""
 
 
 def separation(
@@ -71,7 +74,8 @@ def separation(
     """One record per seed; a run of the same plan in ``folder`` goes on after the last row done.
 
     Several processes may be started on one ``folder``: they share the rows out among them, and each
-    gives the whole record. A row that diverges makes the run VOID, and the next one tries it again.
+    gives the whole record. A row that diverges makes the run VOID, in every process that is under
+    way then; a run that is begun later tries it again.
 
     Args:
         folder: gets ``separation/seed-N``.
@@ -141,6 +145,9 @@ class _Stage:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         plan, folder = setting.plan, setting.folder
+        self.earlier = {
+            json.loads(one.read_text("utf-8"))["id"] for one in folder.glob(f"*{_FELL}")
+        }
         # Training on text without sums would cost an ability that no method has touched.
         text = setting.text or replay()
         self.canaries = make_canaries(plan.members, setting.seed)
@@ -204,10 +211,15 @@ class _Stage:
     def _row(self, name: str, way: Way) -> dict[str, JsonValue]:
         """Make what a method leaves, look at it, and keep the figures for a run that goes on."""
         folder = self.setting.folder
-        file = folder / f"{name}.json"
+        file, fell = folder / f"{name}.json", folder / f"{name}{_FELL}"
         if file.is_file():
             kept: dict[str, JsonValue] = json.loads(file.read_text("utf-8"))
             return kept
+        if fell.is_file():
+            noted = json.loads(fell.read_text("utf-8"))
+            if noted["id"] not in self.earlier:  # it fell while this process was under way
+                found: dict[str, JsonValue] = noted["figures"]
+                return found
         path = folder / name
         if name != CONTAMINATED:
             shutil.rmtree(path, ignore_errors=True)
@@ -219,7 +231,9 @@ class _Stage:
         except NumericsError as error:
             # One method that diverged does not cost the rows of the others; it is tried again.
             told = f"{type(error).__name__}: {error}"
-            return {"guarantee": way.guarantee, "failed": told, "void": told}
+            failed = {"guarantee": way.guarantee, "failed": told, "void": told}
+            write_atomic(fell, json.dumps({"id": secrets.token_hex(8), "figures": failed}))
+            return {**failed}
         figures = {
             **looked,
             "guarantee": way.guarantee,
