@@ -209,18 +209,19 @@ def test_what_is_generated_is_called_what_it_is(record: Record, tmp_path: Path) 
     assert told["forget_n"] == 8
 
 
-def test_a_second_run_trains_nothing_again(
+def test_a_second_run_trains_and_asks_nothing_again(
     record: Record,
     folder: Path,
     tiny_checkpoint: Path,
     text: Text,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("contaminate", "tune", "quantize"):
+    for name in ("contaminate", "tune", "quantize", "answers"):
         monkeypatch.setattr(module, name, None)
     monkeypatch.setattr(module, "learned", lambda *_: [])
     (again,) = unlearning(tiny_checkpoint, folder, plan=PLAN, text=text)
     assert again.methods == record.methods
+    assert again.figures["seconds"] == record.figures["seconds"]
 
 
 @pytest.mark.slow
