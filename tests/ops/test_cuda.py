@@ -84,6 +84,56 @@ def test_closed_stream_is_not_read(case: Callable, batch: int, what: float) -> N
     assert torch.equal(ops.dual_linear(x.cuda(), layer.base, streams, closed), absent)
 
 
+def with_moved(arguments: tuple, name: str, past: int) -> list:
+    """The op's arguments, one of them copied to ``past`` bytes behind the beginning of its memory."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        room = torch.empty(past + tensor.nbytes, dtype=torch.uint8, device=tensor.device)
+        return room[past:].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+    names = [one.name for one in torch.ops.libortho.dual_linear.default._schema.arguments]
+    out = list(arguments)
+    at = names.index(name)
+    out[at] = [moved(one) for one in out[at]] if isinstance(out[at], list) else moved(out[at])
+    return out
+
+
+@pytest.mark.parametrize("batch", [1, 16, 33])
+@pytest.mark.parametrize(
+    ("name", "past", "said"),
+    [
+        ("tiles", 8, "tiles"),
+        ("scales", 4, "scales"),
+        ("columns", 8, "columns of stream 0"),
+        ("values", 8, "values of stream 0"),
+    ],
+)
+def test_misaligned_operands_are_refused(
+    case: Callable, name: str, past: int, said: str, batch: int
+) -> None:
+    layer = on_device(case(40, 256, 128, (0.1,)))
+    x, alpha = draw(batch, 256, 1, torch.bfloat16)
+    arguments = with_moved(layer.arguments(x.cuda(), alpha.cuda()), name, past)
+    with pytest.raises(RuntimeError, match=f"{said}: expected an address that is a multiple of"):
+        torch.ops.libortho.dual_linear(*arguments)
+
+
+@pytest.mark.parametrize("batch", [1, 16, 33, 70])
+@pytest.mark.parametrize(
+    ("name", "past"),
+    [("x", 2), ("tiles", 16), ("scales", 8), ("slice_ptr", 4), ("columns", 16), ("values", 16),
+     ("alpha", 4)],
+)  # fmt: skip
+def test_operands_lie_where_they_may(case: Callable, name: str, past: int, batch: int) -> None:
+    """x may lie anywhere, the others at any multiple of what the kernel copies at a time."""
+    layer = on_device(case(40, 256, 128, (0.1,)))
+    x, alpha = draw(batch, 256, 1, torch.bfloat16)
+    arguments = layer.arguments(x.cuda(), alpha.cuda())
+    wanted = torch.ops.libortho.dual_linear(*arguments)
+    got = torch.ops.libortho.dual_linear(*with_moved(arguments, name, past))
+    assert torch.equal(got, wanted)
+
+
 @pytest.mark.parametrize("batch", [3, 16, 33, 70])
 def test_closed_rows_beside_open_ones(case: Callable, batch: int) -> None:
     layer = on_device(case(48, 256, 128, (0.5, 0.1)))

@@ -21,6 +21,7 @@ def test_cuda_kernel_emulated(tmp_path: Path) -> None:
     program = tmp_path / "run"
     includes = [f"-I{folder}" for folder in (build.SOURCES, FOLDER, RAW)]
     flags = ["-std=c++17", "-O2", "-pthread", "-Wno-unknown-pragmas", "-DORTH_EMULATED"]
+    flags += ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]
     command = [compiler, *flags, *includes, str(FOLDER / "run.cpp"), "-o", str(program)]
     compiled = subprocess.run(command, capture_output=True, text=True, check=False)
     assert compiled.returncode == 0, compiled.stderr

@@ -3,11 +3,14 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <iterator>
 #include <set>
+#include <string>
 #include <thread>
 #include <vector>
 
 #include "core/plan_cache.h"
+#include "cuda/alignment.h"
 #include "cuda/dual_gemm.cuh"
 #include "cuda/wide_gemm.cuh"
 #include "random_layer.h"
@@ -24,17 +27,49 @@ void expect(bool good, const char* what, int64_t a = 0, int64_t b = 0, double fi
   std::printf("FAILED %s (%ld, %ld) %g\n", what, static_cast<long>(a), static_cast<long>(b), figure);
 }
 
-// A copy that 16-byte loads can take.
+// A copy that is aligned to `bytes` and to no more.
 template <typename T>
-struct Aligned {
-  T* data;
-  explicit Aligned(const std::vector<T>& from) {
-    data = static_cast<T*>(std::aligned_alloc(64, from.size() * sizeof(T) / 64 * 64 + 64));
+class Aligned {
+ public:
+  Aligned(const std::vector<T>& from, uintptr_t bytes)
+      : room_(static_cast<char*>(std::aligned_alloc(64, from.size() * sizeof(T) / 64 * 64 + 128))),
+        data(reinterpret_cast<T*>(room_ + bytes)) {
     std::copy(from.begin(), from.end(), data);
   }
   Aligned(const Aligned&) = delete;
-  ~Aligned() { std::free(data); }
+  ~Aligned() { std::free(room_); }
+
+ private:
+  char* room_;
+
+ public:
+  T* const data;
 };
+
+// An address that is aligned enough is taken, one that is not is named.
+void check_alignment() {
+  alignas(64) static char room[512];
+  struct Operand { const char* name; uintptr_t bytes; };
+  const Operand operands[] = {{"x", 16}, {"tiles", 16}, {"scales", 8}, {"y", 8}, {"slice_ptr of stream 1", 4},
+                              {"columns of stream 1", 16}, {"values of stream 1", 16}, {"alpha of stream 1", 4}};
+  for (size_t at = 0; at < std::size(operands); ++at) {
+    for (uintptr_t past = 2; past <= 32; past += 2) {
+      char* p[std::size(operands)];
+      for (char*& one : p) one = room;
+      p[at] += past;
+      const auto stream = [&](size_t first) {
+        return Stream{reinterpret_cast<int32_t*>(p[first]), reinterpret_cast<uint16_t*>(p[first + 1]), p[first + 2],
+                      DType::kFloat16, reinterpret_cast<float*>(p[first + 3])};
+      };
+      const BaseLayer base{reinterpret_cast<uint32_t*>(p[1]), p[2], DType::kFloat16, 32, 128, 128};
+      const Stream streams[] = {{nullptr, nullptr, nullptr, DType::kFloat16, nullptr}, stream(4)};
+      const char* error = misaligned_operand(base, streams, 2, p[0], p[3]);
+      const std::string wanted = std::string(operands[at].name) + ": expected an address that is a multiple of";
+      const bool named = error != nullptr && std::string(error).rfind(wanted, 0) == 0;
+      expect(past % operands[at].bytes == 0 ? error == nullptr : named, operands[at].name, static_cast<int64_t>(past));
+    }
+  }
+}
 
 // A product's operands meet: every input of a step once, the same on both sides, no bank met twice.
 void check_fragments() {
@@ -236,9 +271,6 @@ void check_layer(int n, int k, int group, int m, double density, const Device& d
   const bench::HostLayer layer(n, k, group, 3);
   bench::HostStream streams[] = {layer.stream(density, 1), layer.stream(density / 3, 2)};
   const Problem problem{n, k, group, m};
-  const auto launch_type = [&](const GemmArgs& args) {
-    return group == kBlockInputs ? launch<Type, true>(args, problem, device) : launch<Type, false>(args, problem, device);
-  };
   bench::Random random(5);
   std::vector<uint16_t> x, y(static_cast<size_t>(m) * n, 0x7fff);
   std::vector<double> wide;
@@ -248,20 +280,33 @@ void check_layer(int n, int k, int group, int m, double density, const Device& d
   }
   std::vector<float> alpha;
   for (int i = 0; i < 2 * m; ++i) alpha.push_back(i % m % 3 == 0 ? 0.0f : i % 3 == 1 ? 0.5f : 1.0f);
-  const Aligned tiles(layer.tiles);
-  const Aligned scales(layer.scales), rows(x);
+  const Aligned tiles(layer.tiles, kTilesAlignment);
+  const Aligned scales(layer.scales, kScalesAlignment), rows(x, kXAlignment), out(y, kYAlignment);
+  const Aligned alphas(alpha, kWordAlignment);
+  const Aligned slices0(streams[0].slice_ptr, kWordAlignment), slices1(streams[1].slice_ptr, kWordAlignment);
+  const Aligned columns0(streams[0].columns, kEntriesAlignment), columns1(streams[1].columns, kEntriesAlignment);
+  const Aligned values0(streams[0].values, kEntriesAlignment), values1(streams[1].values, kEntriesAlignment);
+  const StreamView views[] = {{slices0.data, columns0.data, values0.data, alphas.data},
+                              {slices1.data, columns1.data, values1.data, alphas.data + m}};
   GemmArgs args{};
-  args.tiles = tiles.data, args.scales = scales.data, args.x = rows.data, args.y = y.data();
+  args.tiles = tiles.data, args.scales = scales.data, args.x = rows.data, args.y = out.data;
   args.rows = n, args.columns = k, args.group_size = group, args.batch = m;
   args.tile_count = static_cast<int>(tile_count(n));
+  const auto run = [&] {
+    std::copy(y.begin(), y.end(), out.data);
+    if (group == kBlockInputs) {
+      launch<Type, true>(args, problem, device);
+    } else {
+      launch<Type, false>(args, problem, device);
+    }
+    std::copy(out.data, out.data + y.size(), y.begin());
+  };
 
-  launch_type(args);
+  run();
   const std::vector<uint16_t> alone = y;
   args.stream_count = 2;
-  for (int s = 0; s < 2; ++s) {
-    args.streams[s] = {streams[s].slice_ptr.data(), streams[s].columns.data(), streams[s].values.data(), alpha.data() + s * m};
-  }
-  launch_type(args);
+  std::copy(std::begin(views), std::end(views), args.streams);
+  run();
   const std::vector<uint16_t> whole = y;
   const double unit = Type::kIsBFloat ? 0x1p-8 : 0x1p-11;
   for (int i = 0; i < m; ++i) {
@@ -283,25 +328,23 @@ void check_layer(int n, int k, int group, int m, double density, const Device& d
   std::vector<int32_t> wild;
   for (size_t i = 0; i < streams[0].slice_ptr.size(); ++i) wild.push_back(static_cast<int32_t>(64 * i));
   for (auto& view : args.streams) view = {wild.data(), nullptr, nullptr, closed.data()};
-  launch_type(args);
+  run();
   expect(y == alone, "alpha 0 is the base", n, m);
-  for (int s = 0; s < 2; ++s) {
-    args.streams[s] = {streams[s].slice_ptr.data(), streams[s].columns.data(), streams[s].values.data(), alpha.data() + s * m};
-  }
+  std::copy(std::begin(views), std::end(views), args.streams);
   // NaN in an open stream reaches the rows that open it, and no other.
   const std::vector<uint16_t> rubbish[] = {std::vector<uint16_t>(streams[0].values.size(), 0x7e00),
                                            std::vector<uint16_t>(streams[1].values.size(), 0x7e00)};
   for (int s = 0; s < 2; ++s) args.streams[s].values = rubbish[s].data();
-  launch_type(args);
+  run();
   for (int i = 0; i < m; ++i) {
     if (alpha[static_cast<size_t>(i)] != 0.0f || alpha[static_cast<size_t>(m + i)] != 0.0f) continue;
     const auto row = static_cast<long>(i) * n;
     expect(std::equal(y.begin() + row, y.begin() + row + n, alone.begin() + row), "closed row beside NaN", i, m);
   }
   y = alone;
-  for (int s = 0; s < 2; ++s) args.streams[s].values = streams[s].values.data();
+  std::copy(std::begin(views), std::end(views), args.streams);
   args.streams_only = true;
-  launch_type(args);
+  run();
   for (size_t i = 0; i < y.size(); ++i) {
     const float a = Type::to_float(y[i]), b = Type::to_float(whole[i]);
     const size_t row = i / static_cast<size_t>(n);
@@ -314,6 +357,7 @@ void check_layer(int n, int k, int group, int m, double density, const Device& d
 }  // namespace
 
 int main() {
+  check_alignment();
   check_fragments();
   check_plans();
   check_plan_cache();

@@ -8,10 +8,12 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <limits>
 #include <mutex>
 #include <utility>
 
 #include "../core/plan_cache.h"
+#include "alignment.h"
 #include "layer_cuda.h"
 
 namespace orth {
@@ -170,16 +172,14 @@ Problem problem_of(const BaseLayer& base, int64_t m) {
   return {base.rows, base.columns, base.group_size, std::min<int64_t>(m, kFusedRows)};
 }
 
-bool misaligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 != 0; }
-
 const char* forward(const BaseLayer& base, bool streams_only, const Stream* streams,
                     int64_t stream_count, const void* x, DType x_type, int64_t m, void* y,
                     void* stream) {
   if (x_type != DType::kFloat16 && x_type != DType::kBFloat16) return "x must be float16 or bfloat16";
   if (stream_count > kMostStreams) return "at most 8 streams fit one launch";
-  if (misaligned(x) || misaligned(base.tiles) || misaligned(base.scales)) {
-    return "x, tiles and scales must be aligned to 16 bytes";
-  }
+  if (base.rows > std::numeric_limits<int32_t>::max()) return "at most 2147483647 output rows";
+  const char* wrong = misaligned_operand(base, streams, stream_count, x, y);
+  if (wrong != nullptr) return wrong;
   DeviceInfo* info = nullptr;
   cudaError_t error = current_device(&info);
   if (error != cudaSuccess) return cudaGetErrorString(error);
@@ -227,6 +227,7 @@ const char* orth_streams_forward_cuda(const BaseLayer& base, const Stream* strea
 
 const char* orth_dequantize_cuda(const BaseLayer& base, DType w_type, void* w, void* stream) {
   if (w_type != DType::kFloat16 && w_type != DType::kBFloat16) return "w must be float16 or bfloat16";
+  if (const char* wrong = misaligned(w, kWeightsAlignment, "w")) return wrong;
   const dim3 grid(static_cast<unsigned>(ceil_div(base.columns / kTileInputs, kDequantizeColumns)),
                   static_cast<unsigned>(tile_count(base.rows)));
   const auto run = w_type == DType::kFloat16 ? dequantize<Half> : dequantize<BFloat>;

@@ -1,5 +1,5 @@
 // The dual-stream linear layer on a GPU, without torch. The layouts are those of layout.h; every
-// pointer is device memory and aligned to 16 bytes. Nothing here allocates, synchronises or reads
+// pointer is device memory, aligned as alignment.h says, and refused where it is not. Nothing here allocates, synchronises or reads
 // alpha on the host: a captured graph replays with whatever alpha then holds. Any thread may call; what is
 // remembered of a device, its properties and the plans of up to 2048 shapes, lies in static memory.
 //

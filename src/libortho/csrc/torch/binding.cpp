@@ -1,21 +1,18 @@
 // torch.ops.libortho: schemas, argument checks and the choice of route. Arithmetic lives below.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#include "../core/layer.h"
-#include "../core/layout.h"
 #include "../cpu/kernels.h"
+#include "operands.h"
 
 namespace {
 
+using orth::matmul_into;
+using orth::Operands;
+using orth::packed;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -32,116 +29,13 @@ void run_parallel(int64_t count, int64_t grain, orth::Body body, void* task) {
   });
 }
 
-orth::DType dtype_of(const Tensor& tensor, const char* name) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return orth::DType::kFloat32;
-    case ScalarType::Double: return orth::DType::kFloat64;
-    case ScalarType::Half: return orth::DType::kFloat16;
-    case ScalarType::BFloat16: return orth::DType::kBFloat16;
-    default:
-      STD_TORCH_CHECK(false, name, ": expected float32, float64, float16 or bfloat16, found ",
-                      torch::headeronly::toString(tensor.scalar_type()));
-  }
-  return orth::DType::kFloat32;
-}
-
-void check_type(const Tensor& tensor, ScalarType wanted, const char* name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == wanted, name, ": expected ",
-                  torch::headeronly::toString(wanted), ", found ",
-                  torch::headeronly::toString(tensor.scalar_type()));
-  STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a CPU tensor");
-}
-
-// The tensors of one stream of `rows` output features; returns the type of its values.
-orth::DType check_stream(const Tensor& slice_ptr, const Tensor& columns, const Tensor& values,
-                         int64_t rows, bool wide, int64_t s) {
-  check_type(slice_ptr, ScalarType::Int, "slice_ptr");
-  check_type(columns, ScalarType::Short, "columns");
-  STD_TORCH_CHECK(slice_ptr.dim() == 1 && slice_ptr.size(0) == orth::slice_count(rows) + 1,
-                  "slice_ptr: expected [", orth::slice_count(rows) + 1, "] in stream ", s);
-  STD_TORCH_CHECK(columns.dim() == 2 && columns.size(1) == orth::kSliceRows && values.dim() == 2 &&
-                      values.size(1) == orth::kSliceRows && values.size(0) == columns.size(0),
-                  "columns and values: expected [S, 16] both in stream ", s);
-  const orth::DType type = dtype_of(values, "values");
-  STD_TORCH_CHECK(values.is_cpu() &&
-                      (type == orth::DType::kFloat16 || type == orth::DType::kFloat32 ||
-                       (type == orth::DType::kFloat64 && wide)),
-                  "values: expected float16 or float32 on the CPU (float64 with float64 x)");
-  return type;
-}
-
-// A dispatcher call costs more than this check, and nearly every tensor is contiguous.
-Tensor packed(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
 Tensor converted(const Tensor& tensor, ScalarType type) {
   return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
 }
 
-struct Operands {
-  // Contiguous tensors behind the pointers of `base` and `streams`.
-  std::vector<Tensor> held;
-  orth::BaseLayer base;
-  std::vector<orth::Stream> streams;
-  std::vector<int64_t> slots;
-
-  template <typename T>
-  const T* hold(const Tensor& tensor) {
-    held.push_back(packed(tensor));
-    return static_cast<const T*>(held.back().const_data_ptr());
-  }
-
-  Operands(const Tensor& tiles, const Tensor& scales, int64_t rows, int64_t group_size,
-           const std::vector<Tensor>& slice_ptr, const std::vector<Tensor>& columns,
-           const std::vector<Tensor>& values, const Tensor& alpha, int64_t m, bool wide) {
-    check_type(tiles, ScalarType::Byte, "tiles");
-    STD_TORCH_CHECK(group_size == 32 || group_size == 64 || group_size == 128,
-                    "group_size: expected 32, 64 or 128, found ", group_size);
-    STD_TORCH_CHECK(rows > 0 && tiles.dim() == 3 && tiles.size(0) == orth::tile_count(rows) &&
-                        tiles.size(2) == orth::kTileWords * 4,
-                    "tiles: expected [", orth::tile_count(rows), ", K/8, 128] for ", rows, " rows");
-    const int64_t k = tiles.size(1) * orth::kTileInputs;
-    STD_TORCH_CHECK(k > 0 && k % group_size == 0 && k <= orth::kMaxColumns,
-                    "tiles: K = ", k, " must be a multiple of group_size ", group_size,
-                    " and at most ", orth::kMaxColumns);
-    STD_TORCH_CHECK(scales.dim() == 3 && scales.size(0) == tiles.size(0) &&
-                        scales.size(1) == k / group_size && scales.size(2) == orth::kTileRows,
-                    "scales: expected [", tiles.size(0), ", ", k / group_size, ", 32]");
-    STD_TORCH_CHECK(scales.is_cpu() && (scales.scalar_type() == ScalarType::Half ||
-                                        scales.scalar_type() == ScalarType::BFloat16),
-                    "scales: expected float16 or bfloat16 on the CPU");
-    base = {hold<uint32_t>(tiles), hold<void>(scales), dtype_of(scales, "scales"), rows, k, group_size};
-
-    const int64_t count = static_cast<int64_t>(values.size());
-    STD_TORCH_CHECK(slice_ptr.size() == values.size() && columns.size() == values.size(),
-                    "streams: slice_ptr, columns and values differ in number: ", slice_ptr.size(),
-                    ", ", columns.size(), ", ", values.size());
-    check_type(alpha, ScalarType::Float, "alpha");
-    STD_TORCH_CHECK(alpha.dim() == 2 && alpha.size(0) == count && alpha.size(1) == m,
-                    "alpha: expected [", count, ", ", m, "]");
-    const float* alphas = hold<float>(alpha);
-    for (int64_t s = 0; s < count; ++s) {
-      const orth::DType type = check_stream(slice_ptr[s], columns[s], values[s], rows, wide, s);
-      slots.push_back(values[s].size(0));
-      streams.push_back({hold<int32_t>(slice_ptr[s]), hold<uint16_t>(columns[s]),
-                         hold<void>(values[s]), type, alphas + s * m});
-    }
-  }
-};
-
 void check_rows(const Tensor& x, int64_t columns, const char* name) {
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == columns, name, ": expected [M, ", columns, "]");
   STD_TORCH_CHECK(x.is_cpu(), name, ": expected a CPU tensor");
-}
-
-// The overload with `out` is not on autocast's lists, which would round the operands.
-void matmul_into(Tensor& out, const Tensor& a, const Tensor& b) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
-                                    torch::stable::detail::from(out)};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  (void)torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 template <typename T>
@@ -171,9 +65,9 @@ Tensor dual_linear(Tensor x, Tensor tiles, Tensor scales, int64_t rows, int64_t 
   native_calls.fetch_add(1, std::memory_order_relaxed);
   STD_TORCH_CHECK(x.dim() == 2, "x: expected [M, K], found ", x.dim(), " dimensions");
   const int64_t m = x.size(0);
-  const orth::DType type = dtype_of(x, "x");
+  const orth::DType type = orth::dtype_of(x, "x");
   const bool wide = type == orth::DType::kFloat64;
-  const Operands operands(tiles, scales, rows, group_size, slice_ptr, columns, values, alpha, m, wide);
+  const Operands operands(x, tiles, scales, rows, group_size, slice_ptr, columns, values, alpha);
   check_rows(x, operands.base.columns, "x");
   if (m > kStreamedRows && !orth::orth_multiplies_pairs(type)) {
     dense_calls.fetch_add(1, std::memory_order_relaxed);
@@ -183,8 +77,7 @@ Tensor dual_linear(Tensor x, Tensor tiles, Tensor scales, int64_t rows, int64_t 
   const Tensor input = packed(x);
   Tensor y = torch::stable::new_empty(x, {m, rows});
   orth::orth_layer_forward(operands.base, operands.streams.data(),
-                           static_cast<int64_t>(operands.streams.size()), input.const_data_ptr(),
-                           type, m, y.mutable_data_ptr(), run_parallel);
+                           operands.count(), input.const_data_ptr(), type, m, y.mutable_data_ptr(), run_parallel);
   return y;
 }
 
@@ -218,7 +111,7 @@ std::tuple<Tensor, std::vector<Tensor>> backward(const Operands& operands, const
 
   std::vector<Tensor> grad_values;
   for (size_t s = 0; s < values.size(); ++s) {
-    const int64_t slots = need_values[s] ? operands.slots[s] : 0;
+    const int64_t slots = need_values[s] ? values[s].size(0) : 0;
     Tensor out = torch::stable::new_empty(grad, {slots, orth::kSliceRows}, type);
     const bool add_x = need_x && !folded[s];
     if (add_x || need_values[s]) {
@@ -237,10 +130,9 @@ std::tuple<Tensor, std::vector<Tensor>> dual_linear_backward(
     Tensor grad, std::optional<Tensor> x, Tensor tiles, Tensor scales, int64_t rows,
     int64_t group_size, std::vector<Tensor> slice_ptr, std::vector<Tensor> columns,
     std::vector<Tensor> values, Tensor alpha, bool need_x, std::vector<bool> need_values) {
-  const bool wide = dtype_of(grad, "grad") == orth::DType::kFloat64;
+  const bool wide = orth::dtype_of(grad, "grad") == orth::DType::kFloat64;
   STD_TORCH_CHECK(grad.dim() == 2, "grad: expected [M, N], found ", grad.dim(), " dimensions");
-  const Operands operands(tiles, scales, rows, group_size, slice_ptr, columns, values, alpha,
-                          grad.size(0), wide);
+  const Operands operands(grad, tiles, scales, rows, group_size, slice_ptr, columns, values, alpha);
   check_rows(grad, rows, "grad");
   STD_TORCH_CHECK(need_values.size() == values.size(), "need_values: expected ", values.size(),
                   " flags, found ", need_values.size());
@@ -261,8 +153,8 @@ std::tuple<Tensor, std::vector<Tensor>> dual_linear_backward(
 void add_streams(Tensor y, Tensor x, Tensor alpha, std::vector<int64_t> which,
                  std::vector<Tensor> slice_ptr, std::vector<Tensor> columns,
                  std::vector<Tensor> values) {
-  dtype_of(x, "x");
-  dtype_of(y, "y");
+  orth::dtype_of(x, "x");
+  orth::dtype_of(y, "y");
   STD_TORCH_CHECK(x.is_cpu() && y.is_cpu(), "x and y: expected CPU tensors");
   STD_TORCH_CHECK(x.dim() == 2 && y.dim() == 2 && y.size(0) == x.size(0) &&
                       y.scalar_type() == x.scalar_type(),
@@ -270,7 +162,8 @@ void add_streams(Tensor y, Tensor x, Tensor alpha, std::vector<int64_t> which,
   const int64_t m = x.size(0), n = y.size(1), k = x.size(1);
   STD_TORCH_CHECK(n > 0 && k > 0 && k <= orth::kMaxColumns, "x: expected 1 to ",
                   orth::kMaxColumns, " columns, found ", k);
-  check_type(alpha, ScalarType::Float, "alpha");
+  const orth::Site site(x);
+  site.check(alpha, ScalarType::Float, "alpha");
   STD_TORCH_CHECK(alpha.dim() == 2 && alpha.size(1) >= m && alpha.is_contiguous(),
                   "alpha: expected contiguous [streams, ", m, " or more]");
   STD_TORCH_CHECK(which.size() == values.size() && slice_ptr.size() == values.size() &&
@@ -283,12 +176,12 @@ void add_streams(Tensor y, Tensor x, Tensor alpha, std::vector<int64_t> which,
     STD_TORCH_CHECK(which[s] >= 0 && which[s] < alpha.size(0), "which: no row ", which[s]);
     const float* row = alphas + which[s] * alpha.size(1);
     if (std::all_of(row, row + m, [](float value) { return value == 0.0f; })) continue;
-    check_stream(slice_ptr[s], columns[s], values[s], n, false, s);
+    const orth::DType type = orth::check_stream(site, slice_ptr[s], columns[s], values[s], n, false, s);
     for (const Tensor& part : {slice_ptr[s], columns[s], values[s]}) held.push_back(packed(part));
     const Tensor* parts = &held[held.size() - 3];
     open.push_back({static_cast<const int32_t*>(parts[0].const_data_ptr()),
                     static_cast<const uint16_t*>(parts[1].const_data_ptr()),
-                    parts[2].const_data_ptr(), dtype_of(parts[2], "values"), row});
+                    parts[2].const_data_ptr(), type, row});
   }
   if (open.empty()) return;
   const Tensor wide_x = packed(converted(x, ScalarType::Float));
