@@ -85,7 +85,7 @@ def test_closed_stream_is_not_read(case: Callable, batch: int, what: float) -> N
 
 
 def with_moved(arguments: tuple, name: str, past: int) -> list:
-    """The op's arguments, one of them copied to ``past`` bytes behind the beginning of its memory."""
+    """The op's arguments, one copied to ``past`` bytes behind the beginning of its memory."""
 
     def moved(tensor: Tensor) -> Tensor:
         room = torch.empty(past + tensor.nbytes, dtype=torch.uint8, device=tensor.device)
