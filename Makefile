@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-matrix test-vllm lint clean
+.PHONY: help install demo test test-cuda test-matrix test-vllm lint clean
 
 PYTHON ?= python3
 # The tested version. Any torch that is already in .venv is kept.
@@ -37,13 +37,17 @@ test: lint ## Lint, then every test; options in PYTEST_ARGS
 
 test-matrix: $(INSTALLED) ## Architectures × dtypes × features, and lm-eval; a dated record in records/matrix
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev,lm-eval]"
-	LIBORTHO_RECORDS=records/matrix OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest -q tests-matrix $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p recipes.dated_record --record records/matrix \
+	  tests-matrix $(PYTEST_ARGS)
 
 test-vllm: ## Real vLLM on a CPU, in .venv-vllm; leaves a dated record in records/vllm
 	$(PYTHON) tests-vllm/environment.py $(VLLM_VENV)
-	PYTHONPATH=$(VLLM_VENV)/plugin:src LIBORTHO_RECORDS=records/vllm OMP_NUM_THREADS=1 \
-	  $(VLLM_VENV)/bin/python -m pytest -q --timeout 600 tests-vllm $(PYTEST_ARGS)
+	PYTHONPATH=$(VLLM_VENV)/plugin:src OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -q \
+	  -p recipes.dated_record --record records/vllm --timeout 600 tests-vllm $(PYTEST_ARGS)
+
+test-cuda: $(INSTALLED) ## The CUDA kernels on the GPU at hand; leaves a dated record in records/cuda
+	$(BIN)/python -m pytest -q -p recipes.dated_record --record records/cuda \
+	  tests/ops/test_cuda.py $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## ruff, mypy and import-linter
 	$(BIN)/ruff check .

@@ -7,9 +7,7 @@ records/matrix/.
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from libortho import ops, records
 from libortho.quantize import quantize
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,15 +40,6 @@ tiny_checkpoint = _fixtures.tiny_checkpoint
 tiny_base = _fixtures.tiny_base
 make_layers = _fixtures.make_layers
 closed_gate = _fixtures.closed_gate
-
-FIGURES: dict[str, Any] = {}
-OUTCOMES: dict[str, str] = {}
-
-
-@pytest.fixture(scope="session")
-def figures() -> dict[str, Any]:
-    """What the record of this run will hold: write to it by name."""
-    return FIGURES
 
 
 @pytest.fixture(scope="session")
@@ -84,29 +72,3 @@ def ids() -> Tensor:
     """Three sequences of 20 tokens."""
     generator = torch.Generator().manual_seed(SEED)
     return torch.randint(1, zoo.VOCABULARY - 3, (3, 20), generator=generator)
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.when == "call" or report.outcome != "passed":
-        OUTCOMES[report.nodeid] = report.outcome
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the record, whatever the outcome."""
-    if not OUTCOMES or not os.environ.get("LIBORTHO_RECORDS"):
-        return
-    failed = sorted(name for name, outcome in OUTCOMES.items() if outcome == "failed")
-    now = datetime.now(UTC)
-    told = f"{len(failed)} of {len(OUTCOMES)} tests failed"
-    record = records.new(
-        "matrix",
-        "FAIL" if failed else "PASS",
-        n=len(OUTCOMES),
-        seeds=[SEED],
-        backend=f"{ops.backend().name} {ops.backend().isa}",
-        reason=told if failed else f"{len(OUTCOMES)} tests passed",
-        config={"failed": list(failed), "tests": sorted(OUTCOMES)},
-        figures=FIGURES,
-    )
-    folder = ROOT / os.environ["LIBORTHO_RECORDS"]
-    records.write(record, folder / f"matrix-{now:%Y-%m-%dT%H%M%SZ}.json")

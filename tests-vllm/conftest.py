@@ -4,32 +4,19 @@ for want of vLLM. Each run leaves a dated record under records/vllm/.
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checkpoints import make_base, with_many, with_two
-from engines import ROOT, Engine
+from engines import Engine
 from reference import Reference
-
-from libortho import ops, records
 
 SEED = 0
 LENGTHS = (5, 17, 40, 90, 7, 100, 33, 64)
 """Prompt lengths: below and above what one step reads (64 tokens)."""
-
-FIGURES: dict[str, Any] = {}
-OUTCOMES: dict[str, str] = {}
-
-
-@pytest.fixture(scope="session")
-def figures() -> dict[str, Any]:
-    """What the record of this run will hold: write to it by name."""
-    return FIGURES
 
 
 @pytest.fixture(scope="session")
@@ -79,30 +66,3 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
     yield launch
     for engine in running:
         engine.stop()
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.when == "call" or report.outcome != "passed":
-        OUTCOMES[report.nodeid] = report.outcome
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the record, whatever the outcome."""
-    if not OUTCOMES or not os.environ.get("LIBORTHO_RECORDS"):
-        return
-    failed = sorted(name for name, outcome in OUTCOMES.items() if outcome == "failed")
-    now = datetime.now(UTC)
-    record = records.new(
-        "vllm",
-        "FAIL" if failed else "PASS",
-        n=len(OUTCOMES),
-        seeds=[SEED],
-        backend=f"{ops.backend().name} {ops.backend().isa}",
-        reason=f"{len(failed)} of {len(OUTCOMES)} tests failed"
-        if failed
-        else f"{len(OUTCOMES)} tests passed",
-        config={"failed": list(failed)},
-        figures=FIGURES,
-    )
-    folder = ROOT / os.environ["LIBORTHO_RECORDS"]
-    records.write(record, folder / f"vllm-{now:%Y-%m-%dT%H%M%SZ}.json")

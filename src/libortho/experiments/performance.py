@@ -42,9 +42,6 @@ NOT_RUN = {
     "The fused op against vLLM's own INT4 kernel, on a GPU": (
         'libortho bench --device cuda --peer "vllm int4"'
     ),
-    "The CUDA kernel for 17 to 64 rows as it is now, and all of it on an H200": (
-        "python benchmarks/cuda_peers.py --commit $(git rev-parse HEAD) --json out.json"
-    ),
     "Races in the CUDA kernels": "compute-sanitizer --tool racecheck benchmarks/raw/bench --check",
 }
 
