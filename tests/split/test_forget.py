@@ -82,7 +82,8 @@ def test_neighbours_keep_what_the_template_says(
     judge = Neighbours(unseen, plain)
     moved = {}
     for weight in (0.0, 10.0):
-        made = forgotten(tmp_path / str(weight), mixed, data, text, neighbour_weight=weight)
+        held = {"neighbour_weight": weight, "steps": 40}  # held, rows move more slowly
+        made = forgotten(tmp_path / str(weight), mixed, data, text, **held)
         with torch.no_grad():
             moved[weight] = float(judge.kl(load(made.base.path), torch.arange(len(unseen))))
         assert ("neighbour_kl" in made.curve[0]) == bool(weight)
