@@ -45,11 +45,11 @@ class Plan:
     residual: ResidualOptions = field(default_factory=lambda: ResidualOptions(density=0.05))
     curvature: CurvatureOptions = field(default_factory=lambda: CurvatureOptions(whole=True))
     rhos: tuple[float, ...] = (0.85, 0.9, 0.99)
-    forget: ForgetOptions = field(default_factory=ForgetOptions)
+    forget: ForgetOptions = field(default_factory=lambda: ForgetOptions(private_batch=128))
     moved: tuple[float, ...] = (0.01, 0.02)
     tune: TuneOptions = killswitch.FULL.tune
     delta: DeltaOptions = killswitch.FULL.delta
-    unlearn: UnlearnOptions = field(default_factory=UnlearnOptions)
+    unlearn: UnlearnOptions = field(default_factory=lambda: UnlearnOptions(private_batch=128))
     tokens: int = 30_000
     problems: int = 300
     relearn_steps: int = 100
