@@ -184,10 +184,10 @@ def _plans(result: dict[str, Any], path: Path) -> str:
     lines = [
         f"## Plans of the CUDA kernel for 17 to 64 rows: {result['device']}",
         "",
-        f"Timed on a build just before commit `{result['before']}`, which changed how a thread "
-        "block ends and the order of its products. The base by itself, each result checked "
-        f"against float64, medians of {result['replays']} replays of a graph over rotated weights, "
-        f"[result](../{path.as_posix()}). The fastest plan:",
+        f"Timed {result['made']}, on a build just before commit `{result['before']}`, which "
+        "changed how a thread block ends and the order of its products. The base by itself, each "
+        f"result checked against float64, medians of {result['replays']} replays of a graph over "
+        f"rotated weights, [result](../{path.as_posix()}). The fastest plan:",
         "",
         "| N×K | M | µs | warps of tiles × inputs | thread blocks of a cluster | stages |",
         "|---|---|---|---|---|---|",
