@@ -25,7 +25,6 @@ constexpr int64_t kTileInputs = 8;
 constexpr int64_t kTileWords = kTileRows;
 constexpr int64_t kSliceRows = 16;
 constexpr int64_t kChunkRows = 64;
-constexpr int64_t kChunkStep = 16;
 constexpr int64_t kMaxColumns = 65535;
 
 // Internal linkage on purpose: the same function is compiled once per instruction set, and the

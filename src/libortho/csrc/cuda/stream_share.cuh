@@ -34,6 +34,7 @@ class StreamShares {
   __device__ __forceinline__ void open(uint32_t streams) {
     open_ = streams;
     if (open_ == 0) return;
+    static_assert(kMostRounds * 3 <= 32, "a lane for each bound");
     const int slices = (args_.rows + kSliceRows - 1) / kSliceRows;
     for (int s = 0; s < args_.stream_count; ++s) {
       if (!(open_ >> s & 1) || place_.lane >= args_.rounds * 3) continue;

@@ -37,13 +37,13 @@ class WideGemm {
     for (int chunk = 0; chunk < ahead; ++chunk) copy_base(chunk, chunk);
     wait_for_previous();
     let_next_start();
-    const AlphaRead alpha = read_alpha(args_);
+    const WideAlpha alpha(args_);
     copy_x(0, 0);
     for (int chunk = 1; chunk <= ahead; ++chunk) {
       copy_x(chunk, chunk);
       commit_copies();
     }
-    put_alpha(args_, alpha, streams_.alpha());
+    alpha.put(args_, streams_.alpha());
     clear_zeros();
     wait();
     __syncthreads();

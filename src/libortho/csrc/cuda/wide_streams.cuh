@@ -5,8 +5,8 @@
 // their products with the 32 rows of transposed x that the columns name add one entry to each row.
 #pragma once
 
-#include "alpha.cuh"
 #include "warpgroup.cuh"
+#include "wide_alpha.cuh"
 
 namespace orth {
 

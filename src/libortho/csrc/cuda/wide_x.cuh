@@ -3,6 +3,7 @@
 #pragma once
 
 #include "gemm_args.cuh"
+#include "transpose.cuh"
 
 namespace orth {
 
@@ -37,7 +38,8 @@ class WideX {
   __device__ void transpose(uint32_t raw, char* planes) const {
     const int stride = warps_ * 8 / kOctets;
     for (int step = step_; step < kBlockSteps; step += stride) {
-      transpose_eight(raw + raw_offset_ + (step ^ (octet_ & 1)) * (kRowBytes / kBlockSteps),
+      const uint32_t from = raw + raw_offset_ + (step ^ (octet_ & 1)) * (kRowBytes / kBlockSteps);
+      transpose_eight([from](int m) { return load16_shared(from + m * kRowBytes); }, [](int k) { return product_unit(k); },
                       planes + plane_offset_ + step * (kStepInputs * 16));
     }
   }
@@ -66,24 +68,6 @@ class WideX {
     } else {
       const bool inside = first + eight_ < args_.columns;
       copy16_async_or_zeros(to, inside ? from : args_.x, inside);
-    }
-  }
-
-  // Eight inputs of eight rows, each input to a unit of its own.
-  __device__ static void transpose_eight(uint32_t from, char* to) {
-    uint4 v[8];
-#pragma unroll
-    for (int m = 0; m < 8; ++m) v[m] = load16_shared(from + m * kRowBytes);
-    const auto word = [](const uint4& row, int i) { return i == 0 ? row.x : i == 1 ? row.y : i == 2 ? row.z : row.w; };
-#pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      const uint32_t select = k % 2 == 0 ? 0x5410 : 0x7632;
-      uint4 out;
-      out.x = __byte_perm(word(v[0], k / 2), word(v[1], k / 2), select);
-      out.y = __byte_perm(word(v[2], k / 2), word(v[3], k / 2), select);
-      out.z = __byte_perm(word(v[4], k / 2), word(v[5], k / 2), select);
-      out.w = __byte_perm(word(v[6], k / 2), word(v[7], k / 2), select);
-      *reinterpret_cast<uint4*>(to + product_unit(k) * 16) = out;
     }
   }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gemm_args.cuh"
+#include "transpose.cuh"
 
 namespace orth {
 
@@ -81,26 +82,6 @@ class XRows {
   const uint32_t mine_, floats_;
 };
 
-// Eight inputs of eight rows of x, transposed into a plane (fragments.h) from input `first` on. row(m)
-// is the 16 bytes of row m.
-template <typename Row>
-__device__ void transpose_eight(const Row& row, int first, char* plane) {
-  uint4 v[8];
-#pragma unroll
-  for (int m = 0; m < 8; ++m) v[m] = row(m);
-  const auto word = [](const uint4& from, int i) { return i == 0 ? from.x : i == 1 ? from.y : i == 2 ? from.z : from.w; };
-#pragma unroll
-  for (int k = 0; k < 8; ++k) {
-    const uint32_t select = k % 2 == 0 ? 0x5410 : 0x7632;
-    uint4 out;
-    out.x = __byte_perm(word(v[0], k / 2), word(v[1], k / 2), select);
-    out.y = __byte_perm(word(v[2], k / 2), word(v[3], k / 2), select);
-    out.z = __byte_perm(word(v[4], k / 2), word(v[5], k / 2), select);
-    out.w = __byte_perm(word(v[6], k / 2), word(v[7], k / 2), select);
-    *reinterpret_cast<uint4*>(plane + unit_of_input(first + k) * 16) = out;
-  }
-}
-
 // The rows of a panel of x, transposed: a plane for each octet.
 template <typename Type, int kOctets>
 class XPlanes {
@@ -133,7 +114,7 @@ class XPlanes {
     meanwhile();
 #pragma unroll 1
     for (int eight = mine; eight < eights; eight += step) {
-      transpose_eight([&](int m) { return v[m]; }, eight * 8, plane);
+      transpose_eight([&](int m) { return v[m]; }, [eight](int k) { return unit_of_input(eight * 8 + k); }, plane);
       get(eight + step);
     }
     if (threadIdx.x < kOctets) *reinterpret_cast<uint4*>(plane + zeros()) = make_uint4(0, 0, 0, 0);
