@@ -154,7 +154,7 @@ inline double cost(const Problem& p, const Device& d, const LaunchPlan& plan) {
   const int loads = plan.passes > 1 ? plan.passes * plan.rounds : 1;
   const double x = loads * 2700 + static_cast<double>(p.batch * p.columns * 2) / (plan.gather ? 1 : plan.cluster) / 49;
   const double sums = static_cast<double>(plan.row_warps * kTileRows * p.batch) * 4 * plan.k_warps / 28;
-  // What is fetched early is worth more stages; otherwise they only crowd the memory.
+  // More stages where there is room for what is fetched early, fewer elsewhere.
   const int stages = (overlap ? -60 : 60) * plan.stages;
   return body + x + plan.rounds * (3800 + sums) + 2600 * (plan.cluster - 1) + (overlap ? 0 : 445) + stages;
 }

@@ -10,7 +10,7 @@
 namespace orth {
 namespace {
 
-// Work below which another thread costs more than it saves, in multiply-adds.
+// Multiply-adds that a thread takes at least.
 constexpr int64_t kGrainWork = 1 << 16;
 constexpr int64_t kPackColumns = 256;
 
@@ -197,7 +197,7 @@ void layer_forward(const BaseLayer& base, const Stream* streams, int64_t stream_
   });
 }
 
-// Rows of bf16 that are packed at once: enough to make decoding cheap.
+// Rows of bf16 that are packed at once, and share a decoding.
 constexpr int64_t kPairChunkRows = 128;
 
 // bf16 or fp16 rows on a CPU that multiplies pairs of bf16; any M.

@@ -40,8 +40,8 @@ using ParallelFor = void (*)(int64_t count, int64_t grain, Body body, void* task
 void orth_layer_forward(const BaseLayer& base, const Stream* streams, int64_t stream_count,
                         const void* x, DType x_type, int64_t m, void* y, ParallelFor parallel);
 
-// Whether this CPU multiplies rows of that type as pairs of bf16; the whole layer is then the fastest
-// way at any M.
+// Whether this CPU multiplies rows of that type as pairs of bf16; a caller then takes the whole layer
+// at any M.
 bool orth_multiplies_pairs(DType x_type);
 
 // The parts from which a caller with a fast matmul of its own composes large batches; T is float or

@@ -53,7 +53,7 @@ class WideGemm {
       return;
     }
     transpose(0, 0);
-    // Two loops, so that what streams need costs nothing where none is open.
+    // Two loops, so that the one for closed streams holds nothing of what open ones need.
     Sums<kOctets> total = {};
     if (streams_.any_open()) {
       multiply_chunks<true>(total);

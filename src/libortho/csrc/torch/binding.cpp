@@ -16,7 +16,7 @@ using orth::packed;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Up to here the INT4 weights are streamed; above, dequantising once and a matmul win, unless the CPU
+// Up to here the INT4 weights are streamed; above, they are dequantised once for a matmul, unless the CPU
 // multiplies pairs of bf16.
 constexpr int64_t kStreamedRows = 16;
 

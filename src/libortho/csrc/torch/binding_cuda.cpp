@@ -15,7 +15,8 @@ using orth::Operands;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Up to here the INT4 weights are streamed, 64 rows at a time; above, dequantising once and a matmul win.
+// Up to here the INT4 weights are streamed, 64 rows at a time; above, they are dequantised once for a
+// matmul.
 constexpr int64_t kStreamedRows = 384;
 
 std::atomic<int64_t> native_calls{0};

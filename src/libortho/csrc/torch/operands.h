@@ -55,7 +55,7 @@ class Site {
   int32_t index_;
 };
 
-// A dispatcher call costs more than this check, and nearly every tensor is contiguous.
+// Without a call of the dispatcher where nothing is to be done.
 inline Tensor packed(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
