@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from libortho.errors import LibOrthoError, PairMismatch
 from libortho.model import load
 from libortho.repair import RepairOptions, repair
 from libortho.streams.base import BaseStream
-from libortho.texts import heldout, windows
+from libortho.texts import Text, calibration, heldout, replay, windows
 
 OPTIONS = RepairOptions(density=0.1, steps=4, windows=8, batch=2)
 
@@ -58,6 +59,27 @@ def test_kl_steps_improve_on_least_squares(
             found[steps] = divergence(tiny_model, model, ids)
         stream.path.rename(tmp_path / f"repair-{steps}")
     assert found[30] < found[0]
+
+
+def test_support_comes_from_the_samples_and_values_from_the_replay_text(
+    own_base: Path, tiny_checkpoint: Path
+) -> None:
+    base = BaseStream.open(own_base)
+    samples, sums = calibration().sha256, replay().sha256
+
+    def made(steps: int, text: Text | None) -> tuple[str, dict[str, str]]:
+        options = RepairOptions(density=0.05, steps=steps, windows=2, batch=2)
+        stream = repair(base, tiny_checkpoint, text=text, options=options)
+        shutil.rmtree(stream.path)
+        return stream.id, stream.manifest.made_with["texts"]
+
+    start, trained = made(0, None), made(1, None)
+    assert trained[1] == {"moments": samples, "kl": sums}
+    assert start[0] == made(0, calibration())[0] != made(0, replay())[0]
+    on_samples = made(1, calibration())
+    assert on_samples[1] == {"moments": samples, "kl": samples}
+    assert trained[0] not in (start[0], on_samples[0])
+    assert base.verify() == []
 
 
 def test_another_checkpoint_is_refused(

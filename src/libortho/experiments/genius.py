@@ -33,7 +33,8 @@ from libortho.records import Record, write_atomic
 from libortho.repair import RepairOptions, repair
 from libortho.streams.base import BaseStream
 from libortho.streams.ortho import STREAM_FOLDER
-from libortho.texts import Text, heldout, windows
+from libortho.texts import Text, calibration, heldout, windows
+from libortho.texts import replay as shipped_replay
 from libortho.tune.prepare import base_at, is_base, plain_model
 
 NAME = "genius"
@@ -127,7 +128,7 @@ def genius(
 
     Args:
         folder: gets ``genius/`` with the bases, their `repair` and the answers.
-        text: public text for calibration and `repair`; default the shipped samples.
+        text: public text for calibration and `repair`; default the shipped texts of either.
         device: where `repair` is trained; everything is asked on the CPU.
     """
     return [
@@ -176,6 +177,7 @@ class _Run:
                 "public_sha256": self.checkpoint.sha256(),
                 "heldout": {"name": self.heldout.name, "sha256": self.heldout.sha256},
                 "tokens": plan.tokens,
+                "text": self._text(),
                 "densities": list(plan.densities),
                 "repair": plan.repair.model_dump(mode="json", exclude={"density", "seed"}),
                 "bases": {name: asdict(how) for name, how in plan.bases.items()},
@@ -293,6 +295,13 @@ class _Run:
             "ppl_ratio_interval": [ratio.interval.low, ratio.interval.high],
         }
 
+    def _text(self) -> dict[str, JsonValue]:
+        """What base and `repair` are made on."""
+        return {
+            "calibration_sha256": (self.text or calibration()).sha256,
+            "replay_sha256": (self.text or shipped_replay()).sha256,
+        }
+
     def _key(self) -> str:
         """Changes with whatever the answers depend on, so that no run goes on from another's."""
         told = json.dumps(
@@ -301,7 +310,7 @@ class _Run:
                 "problems": self.plan.problems,
                 "tokens": self.plan.tokens,
                 "repair": self.plan.repair.model_dump(mode="json"),
-                "text": self.text.sha256 if self.text else None,
+                "text": self._text(),
             },
             sort_keys=True,
         )

@@ -117,7 +117,8 @@ def make_base(
         ConfigError: the base there is of another checkpoint, text or `repair`.
     """
     path = folder / "base"
-    claim(folder, "base", _asked(public, text) | {"repair": _json(plan.repair)}, leaves=[path.name])
+    asked = _asked(public, text) | {"repair": _json(plan.repair)}
+    claim(folder, "base", asked, leaves=[path.name])
     base = (
         BaseStream.open(path)
         if is_base(path)
@@ -165,8 +166,7 @@ def make_ways(
     _keep(canaries, data, folder / "controls.jsonl")
     how = {key: _json(getattr(plan, key)) for key in ("tune", "lora", "delta", "residual")}
     stages_there = [f"{stage}{_STAGE}" for stage in _OUTPUTS]
-    replayed: dict[str, JsonValue] = {"replay_sha256": (text or shipped_replay()).sha256}
-    asked = _asked(public, text) | replayed | {"base": base.id, **how}
+    asked = _asked(public, text) | {"base": base.id, **how}
     claim(folder, "ways", asked, leaves=stages_there)
     tokenizer = base.checkpoint.tokenizer()
     members, controls = (encode(tokenizer, half) for half in (canaries.members, canaries.controls))
@@ -232,6 +232,7 @@ def _asked(public: str | Path, text: Text | None) -> dict[str, JsonValue]:
     return {
         "public_sha256": Checkpoint(public).sha256(),
         "text_sha256": text.sha256 if text else "shipped",
+        "replay_sha256": (text or shipped_replay()).sha256,
     }
 
 
