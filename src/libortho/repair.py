@@ -62,6 +62,7 @@ def repair(
     *,
     text: Text | None = None,
     options: RepairOptions | None = None,
+    replay: Replay | None = None,
     device: str | torch.device = "cpu",
     progress: Progress = silent,
 ) -> OrthoStream:
@@ -72,6 +73,8 @@ def repair(
         public: the checkpoint that it was made from.
         text: public text for everything; default the shipped calibration samples for the second
             moments, and for the KL the shipped replay text, a quarter of which is arithmetic.
+        replay: a larger pool of the KL's text, or one at hand already, with the public model as its
+            teacher; default made here.
 
     Raises:
         PairMismatch: ``public`` is not what the base was made from.
@@ -95,14 +98,18 @@ def repair(
     layers = dict(_pursued(base, checkpoint, calibrated, options, progress))
     info = gate.StreamInfo(gate.REPAIR, "", True)
     attach_layers(laid.model, info, layers)
+    if replay is not None:
+        replay_options = replay_options.model_copy(update={"replay_pool": len(replay.windows)})
     if options.steps:
-        windows = replay_windows(laid.tokenizer, replay_options, shown)
+        if replay is None:
+            windows = replay_windows(laid.tokenizer, replay_options, shown)
+            replay = Replay(windows, plain_model(checkpoint.path, device))
         parts = stream_parts(laid.model, gate.REPAIR).values()
         train(
             laid.model,
             [parameter for part in parts for parameter in part.trainable()],
             [],
-            Replay(windows, plain_model(checkpoint.path, device)),
+            replay,
             replay_options,
             alpha={gate.REPAIR: 1.0},
             stage="repair",

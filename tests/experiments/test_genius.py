@@ -24,6 +24,7 @@ PLAN = replace(
     problems=12,
     tokens=512,
     repair=RepairOptions(steps=1, windows=2, batch=2),
+    pool=8,
     densities=(0.01, 0.05),
     bases={"absmax3": Rounding("absmax", 3), "gptq2": Rounding("gptq", 2)},
 )

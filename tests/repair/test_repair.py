@@ -15,7 +15,8 @@ from libortho.errors import LibOrthoError, PairMismatch
 from libortho.model import load
 from libortho.repair import RepairOptions, repair
 from libortho.streams.base import BaseStream
-from libortho.texts import Text, calibration, heldout, replay, windows
+from libortho.texts import Text, calibration, draw, heldout, replay, windows
+from libortho.tune.replay import Replay
 
 OPTIONS = RepairOptions(density=0.1, steps=4, windows=8, batch=2)
 
@@ -80,6 +81,26 @@ def test_support_comes_from_the_samples_and_values_from_the_replay_text(
     assert on_samples[1] == {"moments": samples, "kl": samples}
     assert trained[0] not in (start[0], on_samples[0])
     assert base.verify() == []
+
+
+def test_a_pool_at_hand_is_what_the_values_are_trained_on(
+    own_base: Path, tiny_checkpoint: Path, tiny_model: LlamaForCausalLM
+) -> None:
+    base = BaseStream.open(own_base)
+    tokenizer, options = base.checkpoint.tokenizer(), RepairOptions(steps=1, windows=2, batch=2)
+
+    def made(pool: int | None) -> tuple[str, int]:
+        cut = draw(replay(), tokenizer, 128, pool or 1, seed=0)
+        given = Replay(cut, tiny_model) if pool else None
+        stream = repair(base, tiny_checkpoint, options=options, replay=given)
+        shutil.rmtree(stream.path)
+        return stream.id, stream.manifest.made_with["options"]["replay_pool"]
+
+    usual = made(None)
+    assert usual == made(250)
+    other = made(2)
+    assert other[0] != usual[0]
+    assert other[1] == 2
 
 
 def test_another_checkpoint_is_refused(

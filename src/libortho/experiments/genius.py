@@ -35,7 +35,10 @@ from libortho.streams.base import BaseStream
 from libortho.streams.ortho import STREAM_FOLDER
 from libortho.texts import Text, calibration, heldout, windows
 from libortho.texts import replay as shipped_replay
+from libortho.tune import replay_windows
+from libortho.tune.options import ReplayOptions
 from libortho.tune.prepare import base_at, is_base, plain_model
+from libortho.tune.replay import Replay
 
 NAME = "genius"
 HEADLINE = "absmax3"
@@ -72,17 +75,19 @@ class Plan:
         bases: by name.
         densities: of `repair`, nnz / numel; the first is the one that is judged.
         repair: everything else about `repair`.
+        pool: windows of public text that its KL steps draw from, the same for every base.
     """
 
     problems: int
     tokens: int
     repair: RepairOptions
+    pool: int = 250
     densities: tuple[float, ...] = (0.01, 0.02, 0.05)
     bases: Mapping[str, Rounding] = field(default_factory=lambda: BASES)
 
 
-FULL = Plan(2000, 60_000, RepairOptions(steps=200))
-SMALL = replace(FULL, problems=500, tokens=10_000, repair=RepairOptions(steps=60))
+FULL = Plan(2000, 60_000, RepairOptions(steps=400, lr=3e-3), pool=1000)
+SMALL = replace(FULL, problems=500, tokens=10_000, repair=RepairOptions(steps=60), pool=250)
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,7 @@ class _Run:
         context = self.checkpoint.config.get_text_config().max_position_embeddings
         self.heldout = heldout()
         self.windows: Tensor = windows(self.heldout, self.tokenizer, context, plan.tokens)
+        self.replay: Replay | None = None
         self.folder = folder / f"seed-{seed}-{self._key()}"
 
     def record(self) -> Record:
@@ -180,6 +186,7 @@ class _Run:
                 "text": self._text(),
                 "densities": list(plan.densities),
                 "repair": plan.repair.model_dump(mode="json", exclude={"density", "seed"}),
+                "pool": plan.pool,
                 "bases": {name: asdict(how) for name, how in plan.bases.items()},
                 "device": str(self.device),
             },
@@ -258,10 +265,19 @@ class _Run:
                 self.public,
                 text=self.text,
                 options=options,
+                replay=self._replay(),
                 device=self.device,
                 progress=self.progress,
             )
         return there.path
+
+    def _replay(self) -> Replay:
+        """The pool that every `repair` is trained on: its teacher is asked once for all of them."""
+        if self.replay is None:
+            options = ReplayOptions(replay_pool=self.plan.pool, seed=self.seed)
+            pool = replay_windows(self.tokenizer, options, self.text)
+            self.replay = Replay(pool, plain_model(self.checkpoint.path, self.device))
+        return self.replay
 
     def _answers(self, arm: str, base: Path | None, alpha: gate.Setting) -> Answers:
         """Ask one model (the public one where there is no base), or read what it said before."""
@@ -310,6 +326,7 @@ class _Run:
                 "problems": self.plan.problems,
                 "tokens": self.plan.tokens,
                 "repair": self.plan.repair.model_dump(mode="json"),
+                "pool": self.plan.pool,
                 "text": self._text(),
             },
             sort_keys=True,
