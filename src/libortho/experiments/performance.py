@@ -61,7 +61,8 @@ def performance(
 
     Args:
         config: shape of the model, whose weights are random; by default that of Llama-3.2-1B on a
-            CPU, and of Llama-3-8B on a GPU, where a step of every state is a CUDA graph.
+            CPU, and of Llama-3-8B on a GPU, where a step of every state is compiled and recorded
+            as a CUDA graph.
         steps: timed tokens a sequence, every state once a step.
         kernel_shape: N, K of the layer whose latency is drawn against M and density.
     """
