@@ -46,7 +46,7 @@ test-vllm: ## Real vLLM on a CPU, in .venv-vllm; leaves a dated record in record
 	  -p recipes.dated_record --record records/vllm --timeout 600 tests-vllm $(PYTEST_ARGS)
 
 test-cuda: $(INSTALLED) ## The CUDA kernels on the GPU at hand; leaves a dated record in records/cuda
-	$(BIN)/python -m pytest -q -p recipes.dated_record --record records/cuda \
+	$(BIN)/python -m pytest -q -p recipes.dated_record --record records/cuda --on cuda \
 	  tests/ops/test_cuda.py $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## ruff, mypy and import-linter

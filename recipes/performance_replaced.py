@@ -7,7 +7,10 @@ from collections.abc import Collection, Mapping
 REPLACED: Mapping[str, tuple[int, int]] = {
     "54e6ae60acde451dea07814805496a876460532e": (17, 64),
 }
-"""By the commit of a CUDA result: the fewest and the most rows of the kernel rewritten since."""
+"""By the commit of a CUDA result: the fewest and the most rows of the kernel rewritten since.
+
+A rewrite is what changes a figure; code that was moved or checks more is none.
+"""
 
 
 def note(commit: str, rows: Collection[int], called: str) -> list[str]:

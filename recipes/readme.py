@@ -8,7 +8,7 @@ from typing import Any
 
 from libortho import records
 from libortho.records import Record
-from recipes import readme_residual, readme_speed, readme_sums
+from recipes import readme_genius, readme_residual, readme_speed, readme_sums
 
 ROOT = Path(__file__).resolve().parents[1]
 PENDING = "libortho experiment killswitch --text HELDOUT --device cuda"
@@ -26,6 +26,8 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "unmeasured": "unmeasured",
         "foot": "{n} secrets each time, trained on {device}, evaluated by {backend}, commit "
         "`{commit}`; records: {links}.",
+        "before": "These were judged before arithmetic was, with replay text that shows no sums, "
+        "and with a `repair` made without them.",
         "seed": "seed {seed}",
         "pending": "`killswitch` with 200 secrets, seed {seed}: unmeasured; `{command}`.",
     },
@@ -38,6 +40,7 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "unmeasured": "未测量",
         "foot": "每次 {n} 个秘密，训练于 {device}，评测后端 {backend}，提交 `{commit}`；"
         "记录：{links}。",
+        "before": "这些判定早于对算术的判定：当时回放文本中没有算式，`repair` 也不曾见过算式。",
         "seed": "种子 {seed}",
         "pending": "200 个秘密的 `killswitch`，种子 {seed}：未测量；`{command}`。",
     },
@@ -55,8 +58,14 @@ def figures(name: str) -> str:
     found = _found("separation", "seed-*")
     links = _links(found, words)
     told = readme_residual.line([*found.values()], links, readme_residual.WORDS[name])
+    genius = _found("genius", "seed-0")
+    repaired = [
+        readme_genius.line(record, _links({path: record}, words), readme_genius.WORDS[name])
+        for path, record in genius.items()
+    ]
     speed = {path.relative_to(ROOT): record for path, record in _found("performance", "*").items()}
-    parts += [one for one in (told, readme_speed.line(speed, readme_speed.WORDS[name])) if one]
+    decoded = readme_speed.line(speed, readme_speed.WORDS[name])
+    parts += [one for one in (told, *repaired, decoded) if one]
     for seed in SEEDS:
         if not (ROOT / "records" / "killswitch" / f"seed-{seed}.json").is_file():
             parts.append(words["pending"].format(seed=seed, command=f"{PENDING} --seed {seed}"))
@@ -97,6 +106,13 @@ def _table(name: str, found: Mapping[Path, Record], words: Mapping[str, str]) ->
         commit=first.commit,
         links=_links(found, words),
     )
+    asked = [
+        "arithmetic_alpha1" in way.figures
+        for record in found.values()
+        for way in record.methods.values()
+    ]
+    if not all(asked):
+        foot = f"{foot} {words['before']}"
     return "\n".join([*lines, "", foot])
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from recipes.readme import ROOT, WORDS, filled
+from recipes.readme_genius import WORDS as GENIUS
+from recipes.readme_genius import line as genius_line
 from recipes.readme_residual import WORDS as LINE
 from recipes.readme_residual import line
 from recipes.readme_speed import WORDS as SPEED
@@ -93,3 +95,16 @@ def test_a_run_beside_sums_is_not_told_as_one_without() -> None:
     other = records.new("alpha-sweep", "PASS", n=50, seeds=[0], backend="x")
     with pytest.raises(FormatError, match="the last whose replay text shows no sums"):
         clause(other, SUMS["README.md"])
+
+
+def test_the_line_on_repair_leaves_out_what_lost_nothing() -> None:
+    found = [{"density": 0.01, "recovered": 0.683, "recovered_interval": [0.548, 0.824]}]
+    rows = {"absmax3": {"void": False, "repaired": found}, "gptq4": {"void": True, "repaired": []}}
+    record = records.new("genius", "FAIL", n=2000, seeds=[0], backend="x", methods=rows)
+    told = genius_line(record, "[seed 0](x)", GENIUS["README.md"])
+    assert "(`genius`: FAIL, 2,000 problems, 95% intervals, [seed 0](x))" in told
+    assert told.endswith(": 68% (55% to 82%) at `absmax3`.")
+    void = records.new(
+        "genius", "VOID", n=2000, seeds=[0], backend="x", methods={"a": rows["gptq4"]}
+    )
+    assert genius_line(void, "", GENIUS["README.md"]) == ""
