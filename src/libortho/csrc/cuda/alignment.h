@@ -22,17 +22,28 @@ inline const char* misaligned(const void* pointer, uintptr_t bytes, const char* 
   thread_local char text[160];
   char where[32] = "";
   if (stream >= 0) std::snprintf(where, sizeof where, " of stream %d", static_cast<int>(stream));
-  std::snprintf(text, sizeof text, "%s%s: expected an address that is a multiple of %d, found one %d past it; clone the tensor",
-                name, where, static_cast<int>(bytes), static_cast<int>(past));
+  std::snprintf(text, sizeof text,
+                "%s%s: expected an address that is a multiple of %d, found one %d past it; clone the tensor", name,
+                where, static_cast<int>(bytes), static_cast<int>(past));
   return text;
+}
+
+inline const char* misaligned_base(const BaseLayer& base) {
+  const char* error = misaligned(base.tiles, kTilesAlignment, "tiles");
+  return error != nullptr ? error : misaligned(base.scales, kScalesAlignment, "scales");
+}
+
+// Of the operands of a dequantisation, the first that is wrong.
+inline const char* misaligned_operand(const BaseLayer& base, const void* w) {
+  const char* error = misaligned_base(base);
+  return error != nullptr ? error : misaligned(w, kWeightsAlignment, "w");
 }
 
 // Of all operands of a forward, the first that is wrong.
 inline const char* misaligned_operand(const BaseLayer& base, const Stream* streams, int64_t stream_count,
                                       const void* x, const void* y) {
-  const char* error = misaligned(x, kXAlignment, "x");
-  if (error == nullptr) error = misaligned(base.tiles, kTilesAlignment, "tiles");
-  if (error == nullptr) error = misaligned(base.scales, kScalesAlignment, "scales");
+  const char* error = misaligned_base(base);
+  if (error == nullptr) error = misaligned(x, kXAlignment, "x");
   if (error == nullptr) error = misaligned(y, kYAlignment, "y");
   for (int64_t s = 0; s < stream_count && error == nullptr; ++s) {
     error = misaligned(streams[s].slice_ptr, kWordAlignment, "slice_ptr", s);

@@ -227,7 +227,7 @@ const char* orth_streams_forward_cuda(const BaseLayer& base, const Stream* strea
 
 const char* orth_dequantize_cuda(const BaseLayer& base, DType w_type, void* w, void* stream) {
   if (w_type != DType::kFloat16 && w_type != DType::kBFloat16) return "w must be float16 or bfloat16";
-  if (const char* wrong = misaligned(w, kWeightsAlignment, "w")) return wrong;
+  if (const char* wrong = misaligned_operand(base, w)) return wrong;
   const dim3 grid(static_cast<unsigned>(ceil_div(base.columns / kTileInputs, kDequantizeColumns)),
                   static_cast<unsigned>(tile_count(base.rows)));
   const auto run = w_type == DType::kFloat16 ? dequantize<Half> : dequantize<BFloat>;

@@ -1,7 +1,8 @@
-// The dual-stream linear layer on a GPU, without torch. The layouts are those of layout.h; every
-// pointer is device memory, aligned as alignment.h says, and refused where it is not. Nothing here allocates, synchronises or reads
-// alpha on the host: a captured graph replays with whatever alpha then holds. Any thread may call; what is
-// remembered of a device, its properties and the plans of up to 2048 shapes, lies in static memory.
+// The dual-stream linear layer on a GPU, without torch. The layouts are those of layout.h; every pointer
+// is device memory, aligned as alignment.h says, and refused where it is not. Nothing here allocates,
+// synchronises or reads alpha on the host: a captured graph replays with whatever alpha then holds. Any
+// thread may call; what is remembered of a device, its properties and the plans of up to 2048 shapes, lies
+// in static memory.
 //
 // Launches of one stream overlap (programmatic dependent launch, compute capability 9.0): weights are
 // fetched while the kernel before still runs. Whoever writes a base on the device synchronises before
