@@ -98,7 +98,7 @@ def with_moved(arguments: tuple, name: str, past: int) -> list:
     return out
 
 
-@pytest.mark.parametrize("batch", [1, 16, 33])
+@pytest.mark.parametrize("batch", [1, 16, 33, 385])
 @pytest.mark.parametrize(
     ("name", "past", "said"),
     [
@@ -111,14 +111,27 @@ def with_moved(arguments: tuple, name: str, past: int) -> list:
 def test_misaligned_operands_are_refused(
     case: Callable, name: str, past: int, said: str, batch: int
 ) -> None:
-    layer = on_device(case(40, 256, 128, (0.1,)))
-    x, alpha = draw(batch, 256, 1, torch.bfloat16)
+    densities = (0.1,) if "stream" in said else ()  # whose launch looks at the base, too
+    layer = on_device(case(40, 256, 128, densities))
+    x, alpha = draw(batch, 256, len(densities), torch.bfloat16)
     arguments = with_moved(layer.arguments(x.cuda(), alpha.cuda()), name, past)
+    counted = ops.native_op_calls(), ops.dense_route_calls()
     with pytest.raises(RuntimeError, match=f"{said}: expected an address that is a multiple of"):
         torch.ops.libortho.dual_linear(*arguments)
+    assert (ops.native_op_calls(), ops.dense_route_calls()) == counted
 
 
-@pytest.mark.parametrize("batch", [1, 16, 33, 70])
+def test_an_x_elsewhere_is_refused(case: Callable) -> None:
+    layer = on_device(case(40, 256, 128, (0.1,)))
+    x, alpha = draw(2, 256, 1, torch.bfloat16)
+    arguments = layer.arguments(x, alpha.cuda())
+    counted = ops.native_op_calls()
+    with pytest.raises(RuntimeError, match=r"tiles: expected .* of x, cpu, found one on cuda:0"):
+        torch.ops.libortho.dual_linear(*arguments)
+    assert ops.native_op_calls() == counted
+
+
+@pytest.mark.parametrize("batch", [1, 16, 33, 70, 385])
 @pytest.mark.parametrize(
     ("name", "past"),
     [("x", 2), ("tiles", 16), ("scales", 8), ("slice_ptr", 4), ("columns", 16), ("values", 16),

@@ -34,8 +34,9 @@ Tensor converted(const Tensor& tensor, ScalarType type) {
 }
 
 void check_rows(const Tensor& x, int64_t columns, const char* name) {
-  STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == columns, name, ": expected [M, ", columns, "]");
-  STD_TORCH_CHECK(x.is_cpu(), name, ": expected a CPU tensor");
+  STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == columns, name, ": expected [M, ", columns, "], found ",
+                  orth::shape_of(x));
+  STD_TORCH_CHECK(x.is_cpu(), name, ": expected a CPU tensor, found one on ", orth::device_of(x));
 }
 
 template <typename T>
@@ -62,13 +63,13 @@ Tensor dense_forward(const Operands& operands, const Tensor& x, ScalarType type)
 Tensor dual_linear(Tensor x, Tensor tiles, Tensor scales, int64_t rows, int64_t group_size,
                    std::vector<Tensor> slice_ptr, std::vector<Tensor> columns,
                    std::vector<Tensor> values, Tensor alpha) {
-  native_calls.fetch_add(1, std::memory_order_relaxed);
-  STD_TORCH_CHECK(x.dim() == 2, "x: expected [M, K], found ", x.dim(), " dimensions");
+  STD_TORCH_CHECK(x.dim() == 2, "x: expected [M, K], found ", orth::shape_of(x));
   const int64_t m = x.size(0);
   const orth::DType type = orth::dtype_of(x, "x");
   const bool wide = type == orth::DType::kFloat64;
   const Operands operands(x, tiles, scales, rows, group_size, slice_ptr, columns, values, alpha);
   check_rows(x, operands.base.columns, "x");
+  native_calls.fetch_add(1, std::memory_order_relaxed);
   if (m > kStreamedRows && !orth::orth_multiplies_pairs(type)) {
     dense_calls.fetch_add(1, std::memory_order_relaxed);
     return wide ? dense_forward<double>(operands, x, ScalarType::Double)
@@ -76,8 +77,8 @@ Tensor dual_linear(Tensor x, Tensor tiles, Tensor scales, int64_t rows, int64_t 
   }
   const Tensor input = packed(x);
   Tensor y = torch::stable::new_empty(x, {m, rows});
-  orth::orth_layer_forward(operands.base, operands.streams.data(),
-                           operands.count(), input.const_data_ptr(), type, m, y.mutable_data_ptr(), run_parallel);
+  orth::orth_layer_forward(operands.base, operands.streams.data(), operands.count(), input.const_data_ptr(), type, m,
+                           y.mutable_data_ptr(), run_parallel);
   return y;
 }
 
@@ -131,7 +132,7 @@ std::tuple<Tensor, std::vector<Tensor>> dual_linear_backward(
     int64_t group_size, std::vector<Tensor> slice_ptr, std::vector<Tensor> columns,
     std::vector<Tensor> values, Tensor alpha, bool need_x, std::vector<bool> need_values) {
   const bool wide = orth::dtype_of(grad, "grad") == orth::DType::kFloat64;
-  STD_TORCH_CHECK(grad.dim() == 2, "grad: expected [M, N], found ", grad.dim(), " dimensions");
+  STD_TORCH_CHECK(grad.dim() == 2, "grad: expected [M, N], found ", orth::shape_of(grad));
   const Operands operands(grad, tiles, scales, rows, group_size, slice_ptr, columns, values, alpha);
   check_rows(grad, rows, "grad");
   STD_TORCH_CHECK(need_values.size() == values.size(), "need_values: expected ", values.size(),

@@ -50,36 +50,39 @@ Tensor reference(const Tensor& x, const Tensor& tiles, const Tensor& scales, int
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-Tensor dual_linear(Tensor x, Tensor tiles, Tensor scales, int64_t rows, int64_t group_size,
-                   std::vector<Tensor> slice_ptr, std::vector<Tensor> columns, std::vector<Tensor> values,
-                   Tensor alpha) {
-  STD_TORCH_CHECK(x.dim() == 2, "x: expected [M, K], found ", x.dim(), " dimensions");
-  bool served = is_served(x.scalar_type());
-  for (const Tensor& value : values) served = served && value.scalar_type() == ScalarType::Half;
-  if (!served) return reference(x, tiles, scales, rows, group_size, slice_ptr, columns, values, alpha);
-  native_calls.fetch_add(1, std::memory_order_relaxed);
-  STD_TORCH_CHECK(x.is_cuda(), "x: expected a tensor on the device of the others");
-  const Operands operands(x, tiles, scales, rows, group_size, slice_ptr, columns, values, alpha);
-  STD_TORCH_CHECK(x.size(1) == operands.base.columns, "x: expected [M, ", operands.base.columns, "]");
+void forward(const Operands& operands, const Tensor& x, Tensor& y) {
   const int64_t m = x.size(0);
-  Tensor y = torch::stable::new_empty(x, {m, rows});
-  if (m == 0) return y;
   const Tensor input = aligned(x);
   const orth::DType type = orth::dtype_of(x, "x");
   void* stream = current_stream(x.get_device_index());
   if (m <= kStreamedRows) {
     must(orth::orth_layer_forward_cuda(operands.base, operands.streams.data(), operands.count(),
                                        input.const_data_ptr(), type, m, y.mutable_data_ptr(), stream));
-    return y;
+    return;
   }
-  dense_calls.fetch_add(1, std::memory_order_relaxed);
-  const Tensor w = torch::stable::new_empty(x, {rows, operands.base.columns});
+  const Tensor w = torch::stable::new_empty(x, {operands.base.rows, operands.base.columns});
   must(orth::orth_dequantize_cuda(operands.base, type, w.mutable_data_ptr(), stream));
   orth::matmul_into(y, input, torch::stable::transpose(w, 0, 1));
   if (operands.count() > 0) {
     must(orth::orth_streams_forward_cuda(operands.base, operands.streams.data(), operands.count(),
                                          input.const_data_ptr(), type, m, y.mutable_data_ptr(), stream));
   }
+  dense_calls.fetch_add(1, std::memory_order_relaxed);
+}
+
+Tensor dual_linear(Tensor x, Tensor tiles, Tensor scales, int64_t rows, int64_t group_size,
+                   std::vector<Tensor> slice_ptr, std::vector<Tensor> columns, std::vector<Tensor> values,
+                   Tensor alpha) {
+  STD_TORCH_CHECK(x.dim() == 2, "x: expected [M, K], found ", orth::shape_of(x));
+  bool served = is_served(x.scalar_type());
+  for (const Tensor& value : values) served = served && value.scalar_type() == ScalarType::Half;
+  if (!served) return reference(x, tiles, scales, rows, group_size, slice_ptr, columns, values, alpha);
+  const Operands operands(x, tiles, scales, rows, group_size, slice_ptr, columns, values, alpha);
+  STD_TORCH_CHECK(x.size(1) == operands.base.columns, "x: expected [M, ", operands.base.columns, "], found ",
+                  orth::shape_of(x));
+  Tensor y = torch::stable::new_empty(x, {x.size(0), rows});
+  if (x.size(0) > 0) forward(operands, x, y);
+  native_calls.fetch_add(1, std::memory_order_relaxed);
   return y;
 }
 

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
+#include <string>
 #include <vector>
 
 #include "../core/layer.h"
@@ -29,18 +30,26 @@ inline DType dtype_of(const Tensor& tensor, const char* name) {
   return DType::kFloat32;
 }
 
+inline std::string device_of(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  return (tensor.is_cuda() ? "cuda:" : "another device, ") + std::to_string(tensor.get_device_index());
+}
+
+inline std::string shape_of(const Tensor& tensor) {
+  std::string text;
+  for (int64_t d = 0; d < tensor.dim(); ++d) text += (d == 0 ? "" : ", ") + std::to_string(tensor.size(d));
+  return "[" + text + "]";
+}
+
 // Where the tensors of a call lie: on the CPU, or on one CUDA device.
 class Site {
  public:
   explicit Site(const Tensor& x) : cpu_(x.is_cpu()), index_(cpu_ ? -1 : x.get_device_index()) {}
 
   void check(const Tensor& tensor, const char* name) const {
-    if (cpu_) {
-      STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a CPU tensor");
-    } else {
-      STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == index_, name,
-                      ": expected a tensor on the device of x, cuda:", index_);
-    }
+    const bool here = cpu_ ? tensor.is_cpu() : tensor.is_cuda() && tensor.get_device_index() == index_;
+    STD_TORCH_CHECK(here, name, ": expected a tensor on the device of x, ",
+                    cpu_ ? "cpu" : "cuda:" + std::to_string(index_), ", found one on ", device_of(tensor));
   }
 
   void check(const Tensor& tensor, ScalarType wanted, const char* name) const {
