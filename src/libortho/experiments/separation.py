@@ -231,9 +231,13 @@ class _Stage:
         except NumericsError as error:
             # One method that diverged does not cost the rows of the others; it is tried again.
             told = f"{type(error).__name__}: {error}"
-            failed = {"guarantee": way.guarantee, "failed": told, "void": told}
+            failed: dict[str, JsonValue] = {
+                "guarantee": way.guarantee,
+                "failed": told,
+                "void": told,
+            }
             write_atomic(fell, json.dumps({"id": secrets.token_hex(8), "figures": failed}))
-            return {**failed}
+            return failed
         figures = {
             **looked,
             "guarantee": way.guarantee,
