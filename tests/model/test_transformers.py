@@ -15,10 +15,11 @@ from transformers import CompileConfig, DynamicCache, StaticCache, pipeline
 
 from libortho import gate
 from libortho.errors import AlphaError, ConfigError
-from libortho.model import attach, detach, linears, load
+from libortho.gate import StreamInfo
+from libortho.model import attach, attach_layers, detach, linears, load
 from libortho.privacy.greedy import greedy
 from libortho.streams.base import BaseStream
-from libortho.streams.layers import DenseLayer
+from libortho.streams.layers import DenseLayer, LowRankLayer
 from libortho.streams.ortho import STREAM_FOLDER
 from libortho.streams.ortho_writer import write_stream
 
@@ -111,9 +112,50 @@ def test_one_compiled_graph_serves_every_alpha(opened, ids, what: str) -> None:
         logits(compiled, ids, {"stranger": 1})
 
 
-def test_compiled_linears_outside_a_forward_are_refused(opened) -> None:
+def test_generated_code_gives_every_linear_the_alpha_of_its_call(model, attach_random) -> None:
+    """Inductor writes over what ops return, and linears of a forward share what they ask for."""
+    attach_random(model)
+    generator = torch.Generator().manual_seed(0)
+
+    def factor(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    # Of rank 2, x·aᵀ is as large as alpha of two streams: Inductor puts it where alpha was.
+    adapter = {
+        name: LowRankLayer(factor(2, one.in_features), factor(one.out_features, 2), 0.02)
+        for name, one in linears(model).items()
+    }
+    attach_layers(model, StreamInfo("crm", "id-crm", public=False), adapter)
+    block = torch.nn.Sequential(*(layer.mlp for layer in model.model.layers))
+    x = factor(4, 3, 128)
+
+    def run(function, alpha: Any) -> Tensor:
+        with torch.no_grad(), gate.alpha(alpha):
+            state = gate.capture(model.ortho.attached, len(x), x.device)
+            with gate.captured(state):
+                return function(x)
+
+    settings = [
+        [{"private": 1}, {"crm": 1}, {}, {"private": 0.5, "crm": 0.25}],
+        [{}, {"private": 1, "crm": 1}, {"crm": 0.5}, {"private": 0.25}],
+    ]
+    expected = [run(block, alpha) for alpha in settings]
+    assert ((expected[0] - expected[1]).abs().amax((1, 2)) > 0.1).all()
+    torch._dynamo.reset()
+    compiled = torch.compile(block, fullgraph=True)
+    for alpha, wanted in zip(settings, expected, strict=True):
+        error = (run(compiled, alpha) - wanted).abs().max()
+        assert error <= 256 * 2.0**-24 * wanted.abs().max()  # the roundings of 256 products
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_compiled_linears_outside_a_forward_are_refused(opened, gradients: bool) -> None:
     layer = torch.compile(next(iter(linears(opened).values())), backend="eager")
-    with gate.alpha(1), pytest.raises(Exception, match="alpha is unknown"):
+    with (
+        torch.set_grad_enabled(gradients),
+        gate.alpha(1),
+        pytest.raises(Exception, match="alpha is unknown"),
+    ):
         layer(torch.zeros(2, 128))
 
 
