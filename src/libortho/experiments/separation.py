@@ -74,8 +74,8 @@ def separation(
     """One record per seed; a run of the same plan in ``folder`` goes on after the last row done.
 
     Several processes may be started on one ``folder``: they share the rows out among them, and each
-    gives the whole record. A row that diverges makes the run VOID, in every process that is under
-    way then; a run that is begun later tries it again.
+    gives the whole record. A row that diverges makes the run VOID, in every process that is at
+    that seed then; a run that is begun later tries it again.
 
     Args:
         folder: gets ``separation/seed-N``.
