@@ -35,6 +35,20 @@ def test_the_same_plan_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "stages.plan.json").read_text("utf-8") == written
 
 
+def test_a_folder_that_has_a_plan_is_only_read(tmp_path: Path) -> None:
+    claim(tmp_path, "stages", PLAN)
+    for lock in tmp_path.glob(".*.lock"):
+        lock.unlink()
+    tmp_path.chmod(0o555)  # does not keep root out, whom a new file gives away
+    try:
+        claim(tmp_path, "stages", PLAN)
+        with pytest.raises(ConfigError, match="of another plan"):
+            claim(tmp_path, "stages", {**PLAN, "members": 5})
+        assert [file.name for file in tmp_path.iterdir()] == ["stages.plan.json"]
+    finally:
+        tmp_path.chmod(0o755)
+
+
 def test_of_several_processes_at_once_one_has_the_folder(tmp_path: Path) -> None:
     commands = [[sys.executable, "-c", AT_ONCE, str(tmp_path), str(mine)] for mine in range(3)]
     running = [subprocess.Popen(one, stderr=subprocess.PIPE, text=True) for one in commands]

@@ -22,7 +22,8 @@ def claim(
     """Write down what a folder is for, or hold what is written there against what is asked.
 
     Args:
-        folder: made where it is absent; gets ``NAME.plan.json`` with the plan and its sha256.
+        folder: made where it is absent; gets ``NAME.plan.json`` with the plan and its sha256. Where that
+            is there already, the folder is only read.
         name: of the stages that share the plan.
         asked: everything that their results depend on, as JSON.
         leaves: files and folders that they leave. Standing there without a plan, nobody knows of
@@ -32,12 +33,12 @@ def claim(
         ConfigError: the folder is another plan's; all that differs is told.
     """
     file = folder / f"{name}{_SUFFIX}"
-    # Of several processes that come at once, the first writes, and the others read what it wrote.
-    with turn(folder, file.name):
-        if file.is_file():
-            _hold(file, asked)
-        else:
-            _write(file, asked, leaves)
+    if not file.is_file():
+        # Of several processes that come at once, the first writes, and all read what it wrote.
+        with turn(folder, file.name):
+            if not file.is_file():
+                _write(file, asked, leaves)
+    _hold(file, asked)
 
 
 def _hold(file: Path, asked: Mapping[str, JsonValue]) -> None:
