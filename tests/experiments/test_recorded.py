@@ -89,6 +89,23 @@ def test_a_compiled_step_takes_nothing_from_the_host(batch: int) -> None:
     assert not any("alpha_rows" in name for names in ops_of for name in names)
 
 
+def test_compiled_models_get_back_the_forwards_they_had() -> None:
+    wrapped, plain = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    own = wrapped.forward
+    wrapped.forward = own  # as accelerate and others leave it
+    with recorded.compiled([wrapped, plain], "eager"):
+        assert wrapped.forward is not own
+        assert "forward" in vars(plain)
+    assert vars(wrapped)["forward"] is own
+    assert "forward" not in vars(plain)
+    with (
+        pytest.raises(RuntimeError, match="no_such_backend"),
+        recorded.compiled([wrapped, plain], "no_such_backend"),
+    ):
+        wrapped(torch.zeros(1, 2))
+    assert vars(wrapped)["forward"] is own
+
+
 def test_a_forward_that_captures_alpha_is_found_out() -> None:
     """The mode above sees what would break a recording."""
     models = random_models(TINY, 0.05, 0)

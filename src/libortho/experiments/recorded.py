@@ -86,15 +86,18 @@ def decode_recorded(
 def compiled(models: Sequence[Any], compiler: Compiler) -> Iterator[None]:
     """Compiles the forwards of models inside the block, each as one graph without a break."""
     torch.compiler.reset()  # one shape of the inputs at a time
-    for model in models:
-        model.forward = torch.compile(
-            model.forward, fullgraph=True, dynamic=False, backend=compiler
-        )
+    own = [vars(model).get("forward") for model in models]
     try:
+        for model in models:
+            model.forward = torch.compile(
+                model.forward, fullgraph=True, dynamic=False, backend=compiler
+            )
         yield
     finally:
-        for model in models:
-            del model.forward
+        for model, forward in zip(models, own, strict=True):
+            vars(model).pop("forward", None)
+            if forward is not None:
+                model.forward = forward
 
 
 def recorded(
