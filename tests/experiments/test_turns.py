@@ -55,7 +55,7 @@ def test_a_process_that_is_killed_leaves_no_lock(tmp_path: Path) -> None:
 
 
 def test_experiments_do_without_locks_of_posix(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_FCNTL, str(tmp_path)]
+    command = [sys.executable, "-c", WITHOUT_FCNTL, str(tmp_path)]
     said = subprocess.run(command, capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr
     assert said.stdout == "True False\n"

@@ -1,6 +1,8 @@
 """Several processes on one folder: each thing in it is made by one of them, once.
 
-A lock goes with the process that holds it, however that ends, so that none is ever left behind.
+A lock of the operating system goes with the process that holds it, however that ends. Where there
+is none (no ``fcntl``, or a file system without ``flock``) filelock marks the folder with a file
+instead, and a process that was killed may leave it behind: delete ``.NAME.lock`` then.
 """
 
 from __future__ import annotations
