@@ -22,8 +22,8 @@ def claim(
     """Write down what a folder is for, or hold what is written there against what is asked.
 
     Args:
-        folder: made where it is absent; gets ``NAME.plan.json`` with the plan and its sha256. Where that
-            is there already, the folder is only read.
+        folder: made where it is absent; gets ``NAME.plan.json`` with the plan and its sha256.
+            Where that is there already, the folder is only read.
         name: of the stages that share the plan.
         asked: everything that their results depend on, as JSON.
         leaves: files and folders that they leave. Standing there without a plan, nobody knows of
