@@ -10,6 +10,7 @@ would undo GPTQ's compensation and make perplexity worse.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,8 +74,9 @@ def repair(
         public: the checkpoint that it was made from.
         text: public text for everything; default the shipped calibration samples for the second
             moments, and for the KL the shipped replay text, a quarter of which is arithmetic.
-        replay: a larger pool of the KL's text, or one at hand already, with the public model as its
-            teacher; default made here.
+        replay: a larger pool of the KL's text, or one at hand already; default made here. Its
+            windows have to be public text and its teacher the public model, which is not checked:
+            the stream is marked public. ``made_with`` tells the sha256 of such windows (int64).
 
     Raises:
         PairMismatch: ``public`` is not what the base was made from.
@@ -100,7 +102,9 @@ def repair(
     attach_layers(laid.model, info, layers)
     if replay is not None:
         replay_options = replay_options.model_copy(update={"replay_pool": len(replay.windows)})
+    read = None
     if options.steps:
+        read = shown.sha256 if replay is None else _sha256(replay.windows)
         if replay is None:
             windows = replay_windows(laid.tokenizer, replay_options, shown)
             replay = Replay(windows, plain_model(checkpoint.path, device))
@@ -128,9 +132,13 @@ def repair(
         made_with=made_with(replay_options, None, "public")
         | {
             "repair": options.model_dump(),
-            "texts": {"moments": measured.sha256, "kl": shown.sha256},
+            "texts": {"moments": measured.sha256, "kl": read},
         },
     )
+
+
+def _sha256(windows: torch.Tensor) -> str:
+    return hashlib.sha256(windows.cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _pursued(

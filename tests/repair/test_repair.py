@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -68,13 +69,14 @@ def test_support_comes_from_the_samples_and_values_from_the_replay_text(
     base = BaseStream.open(own_base)
     samples, sums = calibration().sha256, replay().sha256
 
-    def made(steps: int, text: Text | None) -> tuple[str, dict[str, str]]:
+    def made(steps: int, text: Text | None) -> tuple[str, dict[str, str | None]]:
         options = RepairOptions(density=0.05, steps=steps, windows=2, batch=2)
         stream = repair(base, tiny_checkpoint, text=text, options=options)
         shutil.rmtree(stream.path)
         return stream.id, stream.manifest.made_with["texts"]
 
     start, trained = made(0, None), made(1, None)
+    assert start[1] == {"moments": samples, "kl": None}
     assert trained[1] == {"moments": samples, "kl": sums}
     assert start[0] == made(0, calibration())[0] != made(0, replay())[0]
     on_samples = made(1, calibration())
@@ -94,6 +96,8 @@ def test_a_pool_at_hand_is_what_the_values_are_trained_on(
         given = Replay(cut, tiny_model) if pool else None
         stream = repair(base, tiny_checkpoint, options=options, replay=given)
         shutil.rmtree(stream.path)
+        read = hashlib.sha256(cut.numpy().tobytes()).hexdigest() if pool else replay().sha256
+        assert stream.manifest.made_with["texts"]["kl"] == read
         return stream.id, stream.manifest.made_with["options"]["replay_pool"]
 
     usual = made(None)
