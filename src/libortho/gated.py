@@ -7,13 +7,16 @@ the op that needs it, the linears of a forward share it, as they do outside comp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from libortho import gate, ops
 from libortho.layout import BaseTiles, OrthoTiles
+from libortho.ops.schema import SCHEMAS
 
 
 def gated_linear(
@@ -36,67 +39,31 @@ def gated_linear(
     Raises:
         AlphaError: when it runs outside a forward of the model.
     """
-    y: Tensor = torch.ops.libortho.gated_linear(
-        x,
-        base.tiles,
-        base.scales,
-        base.shape[0],
-        base.group_size,
-        [tiles.slice_ptr for tiles, _ in streams],
-        [tiles.columns for tiles, _ in streams],
-        [values for _, values in streams],
-        ",".join(names),
-    )
+    y: Tensor = torch.ops.libortho.gated_linear(x, *ops.stored(base, streams), ",".join(names))
     return y
 
 
 # As for ``alpha_rows``: no recording of its kernels may keep the alpha that it was made under.
 @torch.library.custom_op(
-    "libortho::gated_linear", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
+    "libortho::gated_linear",
+    mutates_args=(),
+    tags=(torch.Tag.cudagraph_unsafe,),
+    schema=SCHEMAS[0].removeprefix("dual_linear").replace("Tensor alpha", "str names"),
 )
-def _gated_linear(
-    x: Tensor,
-    tiles: Tensor,
-    scales: Tensor,
-    rows: int,
-    group_size: int,
-    slice_ptr: Sequence[Tensor],
-    columns: Sequence[Tensor],
-    values: Sequence[Tensor],
-    names: str,
-) -> Tensor:
+def _gated_linear(x: Tensor, *operands: Any) -> Tensor:
+    *stored, names = operands
     if x.is_cuda:
         ops.try_cuda()
-    alpha = gate.compiled_rows(names.split(","), x)
-    y: Tensor = torch.ops.libortho.dual_linear(
-        x.reshape(-1, x.shape[-1]),
-        tiles,
-        scales,
-        rows,
-        group_size,
-        slice_ptr,
-        columns,
-        values,
-        alpha,
-    )
-    return y
+    return _product(x, stored, gate.compiled_rows(names.split(","), x))
 
 
 @_gated_linear.register_fake
-def _(
-    x: Tensor,
-    tiles: Tensor,
-    scales: Tensor,
-    rows: int,
-    group_size: int,
-    slice_ptr: Sequence[Tensor],
-    columns: Sequence[Tensor],
-    values: Sequence[Tensor],
-    names: str,
-) -> Tensor:
-    flat = x.reshape(-1, x.shape[-1])
-    alpha = flat.new_empty((names.count(",") + 1, flat.shape[0]), dtype=torch.float32)
-    y: Tensor = torch.ops.libortho.dual_linear(
-        flat, tiles, scales, rows, group_size, slice_ptr, columns, values, alpha
-    )
+def _(x: Tensor, *operands: Any) -> Tensor:
+    *stored, names = operands
+    shape = names.count(",") + 1, math.prod(x.shape[:-1])
+    return _product(x, stored, x.new_empty(shape, dtype=torch.float32))
+
+
+def _product(x: Tensor, stored: Sequence[Any], alpha: Tensor) -> Tensor:
+    y: Tensor = torch.ops.libortho.dual_linear(x.reshape(-1, x.shape[-1]), *stored, alpha)
     return y

@@ -9,6 +9,7 @@ float64 x) and are rounded once to the dtype of x.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ __all__ = [
     "dense_route_calls",
     "dual_linear",
     "native_op_calls",
+    "stored",
     "try_cuda",
 ]
 
@@ -60,17 +62,7 @@ def dual_linear(
         backend()
     if x.is_cuda and not torch.compiler.is_compiling():
         try_cuda()
-    operands = (
-        x,
-        base.tiles,
-        base.scales,
-        base.shape[0],
-        base.group_size,
-        [tiles.slice_ptr for tiles, _ in streams],
-        [tiles.columns for tiles, _ in streams],
-        [values for _, values in streams],
-        alpha,
-    )
+    operands = (x, *stored(base, streams), alpha)
     result: Tensor
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         result = torch.ops.libortho.dual_linear(*operands)
@@ -106,11 +98,16 @@ def add_streams(
     """
     if not is_loaded():
         backend()
-    torch.ops.libortho.add_streams(
-        y,
-        x,
-        alpha,
-        which,
+    torch.ops.libortho.add_streams(y, x, alpha, which, *_parts(streams))
+
+
+def stored(base: BaseTiles, streams: Sequence[tuple[OrthoTiles, Tensor]]) -> tuple[Any, ...]:
+    """What a layer holds, as the op takes it between x and alpha."""
+    return base.tiles, base.scales, base.shape[0], base.group_size, *_parts(streams)
+
+
+def _parts(streams: Sequence[tuple[OrthoTiles, Tensor]]) -> tuple[list[Tensor], ...]:
+    return (
         [tiles.slice_ptr for tiles, _ in streams],
         [tiles.columns for tiles, _ in streams],
         [values for _, values in streams],
