@@ -104,10 +104,11 @@ def repair(
         replay_options = replay_options.model_copy(update={"replay_pool": len(replay.windows)})
     read = None
     if options.steps:
-        read = shown.sha256 if replay is None else _sha256(replay.windows)
         if replay is None:
             windows = replay_windows(laid.tokenizer, replay_options, shown)
-            replay = Replay(windows, plain_model(checkpoint.path, device))
+            replay, read = Replay(windows, plain_model(checkpoint.path, device)), shown.sha256
+        else:
+            read = _sha256(replay.windows)
         parts = stream_parts(laid.model, gate.REPAIR).values()
         train(
             laid.model,

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -161,7 +162,6 @@ class _Run:
         context = self.checkpoint.config.get_text_config().max_position_embeddings
         self.heldout = heldout()
         self.windows: Tensor = windows(self.heldout, self.tokenizer, context, plan.tokens)
-        self.replay: Replay | None = None
         self.folder = folder / f"seed-{seed}-{self._key()}"
 
     def record(self) -> Record:
@@ -265,19 +265,18 @@ class _Run:
                 self.public,
                 text=self.text,
                 options=options,
-                replay=self._replay(),
+                replay=self._replay,
                 device=self.device,
                 progress=self.progress,
             )
         return there.path
 
+    @cached_property
     def _replay(self) -> Replay:
         """The pool that every `repair` is trained on: its teacher is asked once for all of them."""
-        if self.replay is None:
-            options = ReplayOptions(replay_pool=self.plan.pool, seed=self.seed)
-            pool = replay_windows(self.tokenizer, options, self.text)
-            self.replay = Replay(pool, plain_model(self.checkpoint.path, self.device))
-        return self.replay
+        options = ReplayOptions(replay_pool=self.plan.pool, seed=self.seed)
+        pool = replay_windows(self.tokenizer, options, self.text)
+        return Replay(pool, plain_model(self.checkpoint.path, self.device))
 
     def _answers(self, arm: str, base: Path | None, alpha: gate.Setting) -> Answers:
         """Ask one model (the public one where there is no base), or read what it said before."""
