@@ -4,7 +4,10 @@
 // one CUDA graph and rotate over copies of the weights that together exceed the L2 cache several
 // times, so every call reads its weights from memory. Medians over replays.
 //
-//   ./bench [--check] [--quick] [--json FILE]
+// --check only checks, on ragged shapes; with --quick fewer batches, with --tiny few small layers that still
+// reach every kernel, for compute-sanitizer.
+//
+//   ./bench [--check [--tiny]] [--quick] [--json FILE]
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -255,13 +258,27 @@ void check_layer(const HostLayer& layer, double density, int64_t m, orth::DType 
   }
 }
 
-void check_all(bool quick) {
-  const int64_t shapes[][3] = {{33, 96, 32}, {100, 384, 128}, {48, 4160, 64}, {1000, 2048, 128}, {300, 14336, 128}};
+// Rows, columns and group size of the layers to check, and rows of x.
+struct Cases {
+  std::vector<std::vector<int64_t>> shapes;
+  std::vector<int64_t> batches;
+};
+
+Cases cases_of(bool quick, bool tiny) {
+  // On an H100 or H200: a thread block alone and clusters; x as rows (1, 3) and as planes (8, 16) below 17
+  // rows, four octets (20) and eight (40) above.
+  if (tiny) return {{{33, 96, 32}, {40, 2176, 128}}, {1, 3, 8, 16, 20, 40}};
+  Cases all{{{33, 96, 32}, {100, 384, 128}, {48, 4160, 64}, {1000, 2048, 128}, {300, 14336, 128}},
+            {1, 3, 4, 5, 8, 16, 17, 33, 64, 70}};
+  if (quick) all.batches = {1, 5, 16, 33, 64};
+  return all;
+}
+
+void check_all(const Cases& wanted) {
   int cases = 0;
-  for (const auto& shape : shapes) {
+  for (const auto& shape : wanted.shapes) {
     const HostLayer layer(shape[0], shape[1], shape[2], 5);
-    for (const int64_t m : {1, 3, 4, 5, 8, 16, 17, 33, 64, 70}) {
-      if (quick && m != 1 && m != 5 && m != 16 && m != 33 && m != 64) continue;
+    for (const int64_t m : wanted.batches) {
       for (const auto type : {orth::DType::kFloat16, orth::DType::kBFloat16}) {
         check_layer(layer, shape[1] > 4000 ? 0.02 : 0.1, m, type);
         ++cases;
@@ -363,22 +380,28 @@ void time_all(bool quick, std::FILE* json) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  bool check = false, quick = false;
+  bool check = false, quick = false, tiny = false;
   std::FILE* json = nullptr;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--check") == 0) {
       check = true;
     } else if (std::strcmp(argv[i], "--quick") == 0) {
       quick = true;
+    } else if (std::strcmp(argv[i], "--tiny") == 0) {
+      tiny = true;
     } else if (std::strcmp(argv[i], "--json") == 0 && i + 1 < argc) {
       json = std::fopen(argv[++i], "w");
     } else {
-      std::fprintf(stderr, "usage: %s [--check] [--quick] [--json FILE]\n", argv[0]);
+      std::fprintf(stderr, "usage: %s [--check [--tiny]] [--quick] [--json FILE]\n", argv[0]);
       return 2;
     }
   }
+  if (tiny && !check) {
+    std::fprintf(stderr, "%s: --tiny chooses what is checked, and --check is not given: add it\n", argv[0]);
+    return 2;
+  }
   if (check) {
-    check_all(quick);
+    check_all(cases_of(quick, tiny));
   } else {
     time_all(quick, json);
   }
