@@ -37,13 +37,9 @@ RECORDED: Mapping[str, tuple[str, str]] = {
         "What INT4, `repair` and `private` cost in perplexity, seeds 0, 1 and 2",
         "libortho experiment utility --text HELDOUT --device cuda",
     ),
-    "separation/seed-0": (
-        "Every sieve and baseline on one contaminated model, seed 0",
+    "separation/seed-*": (
+        "Every sieve and baseline on one contaminated model, seeds 0, 1 and 2",
         "libortho experiment separation --device cuda",
-    ),
-    "separation/seed-1": (
-        "Every sieve and baseline on one contaminated model, seeds 1 and 2",
-        "libortho experiment separation --device cuda --seed 1 --seed 2",
     ),
     "genius/*": ("The arithmetic that `repair` brings back", "libortho experiment genius"),
     "alpha-sweep/*": (

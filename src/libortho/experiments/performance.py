@@ -42,7 +42,6 @@ NOT_RUN = {
     "The fused op against vLLM's own INT4 kernel, on a GPU": (
         'libortho bench --device cuda --peer "vllm int4"'
     ),
-    "The CUDA tests as a dated record, with closed streams that fault when read": "make test-cuda",
     "Races in the CUDA kernels": (
         "compute-sanitizer --tool racecheck benchmarks/raw/bench --check --tiny"
     ),
