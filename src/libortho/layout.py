@@ -13,6 +13,7 @@ last in a row, have value 0 and point at column K.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -127,6 +128,21 @@ def untile_base(base: BaseTiles) -> tuple[Tensor, Tensor]:
     codes = torch.where(codes > 7, codes - 16, codes)
     scales = base.scales.transpose(1, 2).reshape(tiles * TILE_ROWS, -1)
     return codes[:rows].contiguous(), scales[:rows].contiguous()
+
+
+def stack_base(parts: Sequence[BaseTiles]) -> BaseTiles:
+    """One matrix of the rows of several, in their order: tiles are copied as they are.
+
+    Args:
+        parts: of one K, group_size and scale dtype, on one device; N of each is whole tiles.
+    """
+    first = parts[0]
+    return BaseTiles(
+        on_large_pages(torch.cat([part.tiles for part in parts])),
+        torch.cat([part.scales for part in parts]),
+        (sum(part.shape[0] for part in parts), first.shape[1]),
+        first.group_size,
+    )
 
 
 def tile_csr(indptr: Tensor, indices: Tensor, shape: tuple[int, int]) -> OrthoTiles:

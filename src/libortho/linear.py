@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from libortho import gate, ops
 from libortho.errors import ConfigError
 from libortho.gated import gated_linear
-from libortho.layout import BaseTiles, OrthoTiles, tile_base, tile_csr, tile_values, untile_base
+from libortho.layout import BaseTiles, OrthoTiles, tile_csr, tile_values, untile_base
 from libortho.pages import on_large_pages
 from libortho.streams.layers import CsrLayer, DenseLayer, Layer, LowRankLayer
 
@@ -29,18 +29,16 @@ class BaseWeight(_FixedDtype):
     """The INT4 base of one layer, tiled for the kernels.
 
     Args:
-        codes: int8 [N, K] in [-8, 7].
-        scales: fp16 or bf16 [N, K / group_size].
+        tiled: of :func:`libortho.layout.tile_base`.
     """
 
     tiles: Tensor
     scales: Tensor
 
-    def __init__(self, codes: Tensor, scales: Tensor, group_size: int) -> None:
+    def __init__(self, tiled: BaseTiles) -> None:
         super().__init__()
-        tiled = tile_base(codes, scales, group_size)
         self.shape = tiled.shape
-        self.group_size = group_size
+        self.group_size = tiled.group_size
         self.register_buffer("tiles", tiled.tiles)
         self.register_buffer("scales", tiled.scales)
 

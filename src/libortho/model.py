@@ -21,6 +21,8 @@ from transformers import (
 from libortho import gate, ops
 from libortho.errors import ConfigError, FormatError
 from libortho.forwards import watch
+from libortho.fuse import fuse_projections, is_fused
+from libortho.layout import tile_base
 from libortho.linear import BaseWeight, OrthoLinear, Part, part_of
 from libortho.outside import attach_outside, detach_outside
 from libortho.placement import dispatch, forget
@@ -63,6 +65,7 @@ def load(
     device: str | torch.device = "cpu",
     device_map: str | Mapping[str, Any] | None = None,
     offload_folder: str | Path | None = None,
+    fuse: bool = False,
 ) -> PreTrainedModel:
     """Load a base directory and attach streams. α starts at 0 for all of them: fail closed.
 
@@ -76,9 +79,11 @@ def load(
             ``cpu`` or ``disk``.
         offload_folder: where modules mapped to ``disk`` are kept, in a folder of this model's own
             that goes when the model does.
+        fuse: make projections that read one input one linear
+            (:func:`libortho.fuse.fuse_projections`): for serving.
 
     Raises:
-        ConfigError: a map that does not fit the model or its streams.
+        ConfigError: a map that does not fit the model or its streams, or nothing to fuse.
         FormatError: the directory is no base, or lacks tensors that the model needs.
         PairMismatch: a stream belongs to another base.
         UnsupportedLayer: the architecture keeps a recurrent state inside its modules.
@@ -94,7 +99,7 @@ def load(
     for name in base.layers:
         plain = model.get_submodule(name)
         bias = base.parameter(f"{name}.bias").to(dtype) if plain.bias is not None else None
-        weight = BaseWeight(base.codes(name), base.scales(name), base.group_size)
+        weight = BaseWeight(tile_base(base.codes(name), base.scales(name), base.group_size))
         model.set_submodule(name, OrthoLinear(weight, bias, state.attached))
     _load_others(model, base, dtype)
     if (base.path / "generation_config.json").is_file():
@@ -104,6 +109,8 @@ def load(
         model.to(device)
     for stream in streams:
         attach(model, stream)
+    if fuse:
+        fuse_projections(model)
     if device_map is not None:
         dispatch(model, device_map, offload_folder)
     return model
@@ -122,7 +129,7 @@ def attach(model: PreTrainedModel, stream: str | Path | OrthoStream) -> OrthoStr
     At any time: in a forward that is under way the stream stays closed.
 
     Raises:
-        ConfigError: a stream of that name is attached.
+        ConfigError: a stream of that name is attached, or projections of the model are fused.
         PairMismatch: the stream belongs to another base.
         CorruptStream: its bytes are not those of its manifest, or break the rules of their kind.
     """
@@ -143,7 +150,8 @@ def attach_layers(
     A name that is no converted linear is a parameter of the base, and its part a ``DenseLayer``.
 
     Raises:
-        ConfigError: a stream of that name is attached, or a layer is no converted linear.
+        ConfigError: a stream of that name is attached, a layer is no converted linear, or
+            projections of the model are fused.
         UnsupportedLayer: parameters that no gate can act on; all of them are named.
     """
     check_name(info.name)
@@ -151,6 +159,11 @@ def attach_layers(
     attached = state.attached
     if info.name in [other.name for other in attached]:
         raise ConfigError(f"stream {info.name!r} is attached already; detach it first")
+    if is_fused(model):
+        raise ConfigError(
+            f"stream {info.name!r}: projections of this model are fused; load it anew with every "
+            "stream named, or without fuse=True"
+        )
     outside = {
         name: layer
         for name, layer in layers.items()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from libortho import gate
 from libortho.errors import AlphaError, ConfigError
 from libortho.gate import StreamInfo
+from libortho.layout import tile_base
 from libortho.linear import (
     BaseWeight,
     CsrStream,
@@ -33,7 +34,7 @@ BOTH = [StreamInfo("repair", "id-repair", public=True), ONE]
 def make_linear(attached, bias: bool = False, scale_dtype=torch.float16) -> OrthoLinear:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(SHAPE, generator=generator)
-    base = BaseWeight(*mse(weight, GROUP, scale_dtype=scale_dtype), GROUP)
+    base = BaseWeight(tile_base(*mse(weight, GROUP, scale_dtype=scale_dtype), GROUP))
     return OrthoLinear(base, torch.randn(SHAPE[0], generator=generator) if bias else None, attached)
 
 
@@ -85,7 +86,7 @@ def test_the_output_is_the_product_with_the_dense_sum(
 @pytest.mark.parametrize("scale_dtype", [torch.float16, torch.bfloat16])
 def test_the_base_holds_the_codes_and_scales_given(scale_dtype: torch.dtype) -> None:
     codes, scales = mse(torch.randn(SHAPE), GROUP, scale_dtype=scale_dtype)
-    base = BaseWeight(codes, scales, GROUP)
+    base = BaseWeight(tile_base(codes, scales, GROUP))
     expected = codes * scales.float().repeat_interleave(GROUP, dim=1)
     assert torch.equal(base.dequantised(), expected)
     assert torch.equal(OrthoLinear(base, None, []).weight, expected)

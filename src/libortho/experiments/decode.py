@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, StaticCache
 
 from libortho import gate
+from libortho.fuse import fuse_projections
+from libortho.layout import tile_base
 from libortho.linear import BaseWeight, OrthoLinear
-from libortho.model import Ortho, adopt, call_region
+from libortho.model import Ortho, adopt, call_region, linears
 from libortho.progress import Progress, silent
 from libortho.streams.layers import CsrLayer
 
@@ -116,7 +118,7 @@ def random_models(
         rows, columns = floating.get_submodule(name).weight.shape
         shape = (int(rows), int(columns))
         scales = codes.new_full((shape[0], shape[1] // GROUP_SIZE), 0.004, dtype=torch.float16)
-        weight = BaseWeight(_filled(codes, shape), scales, GROUP_SIZE)
+        weight = BaseWeight(tile_base(_filled(codes, shape), scales, GROUP_SIZE))
         base.set_submodule(name, OrthoLinear(weight, None, []))
         linear = OrthoLinear(weight, None, state.attached)
         if shape not in parts:
@@ -127,6 +129,10 @@ def random_models(
     adopt(base, Ortho(None))
     adopt(streamed, state)
     floating.eval().requires_grad_(False)
+    for model in (floating, base, streamed):
+        fuse_projections(model)
+    for name, linear in linears(streamed).items():
+        linear.base = linears(base)[name].base
     return Models(floating, base, streamed)
 
 
