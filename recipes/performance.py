@@ -172,13 +172,14 @@ def _layers(result: Benchmark, path: Path) -> str:
 def _decoding(record: Record, path: Path) -> str:
     config: Mapping[str, object] = record.config
     batches = speed.batches(record)
+    fused = " (q/k/v and gate/up as one each, in floating point too)" if config.get("fused") else ""
     machine = record.hardware.gpu if config["device"] == "cuda" else record.hardware.cpu
     lines = [
         f"## Whole model: {record.verdict}",
         "",
         f"{config['parameters']:,} parameters, {config['layers']} layers of "
         f"{config['hidden_size']}, "
-        f"{config['converted_linears']} converted linears, random weights, stream density "
+        f"{config['converted_linears']} converted linears{fused}, random weights, stream density "
         f"{config['density']}; static KV cache, one token a sequence and step, {record.n} steps. "
         f"{machine}, {record.hardware.threads} threads, {record.backend}, commit "
         f"`{record.commit}`: [record](../{path.as_posix()}). {record.reason}",

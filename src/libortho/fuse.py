@@ -214,7 +214,7 @@ _ALIKE: dict[str, Callable[[Any], object]] = {
     "kinds": lambda part: type(part).__name__,
     "K": lambda part: part.in_features,
     "biases": lambda part: None if part.bias is None else part.bias.dtype,
-    "gradients": lambda part: any(one.requires_grad for one in part.parameters()),
+    "gradients": lambda part: any(one.requires_grad for one in part.parameters(recurse=False)),
     "weights": lambda part: (
         (part.base.group_size, part.base.scales.dtype, part.base.tiles.device)
         if isinstance(part, OrthoLinear)

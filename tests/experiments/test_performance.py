@@ -36,9 +36,11 @@ def record() -> records.Record:
 @pytest.mark.skipif(ops.backend().name != "native", reason="the counter is in the native library")
 def test_every_linear_is_counted_at_every_step(record: records.Record) -> None:
     states = {1: 3, 4: 4}  # int4, alpha0, alpha1; mixed where there is more than one row
-    assert record.figures["expected_op_calls"] == sum(states.values()) * 4 * 14
+    assert record.figures["expected_op_calls"] == sum(states.values()) * 4 * 8
     assert record.figures["native_op_calls"] == record.figures["expected_op_calls"]
     assert record.verdict == "PASS"
+    assert record.config["fused"] is True
+    assert record.config["converted_linears"] == 8  # q/k/v, o, gate/up, down of two layers
 
 
 def test_every_state_has_its_times_and_bytes(record: records.Record) -> None:

@@ -102,6 +102,7 @@ def performance(
             "vocabulary": config.vocab_size,
             "parameters": sizes["parameters"],
             "converted_linears": converted,
+            "fused": True,
             "density": DENSITY,
             "dtype": "bfloat16",
             "device": device.type,

@@ -16,6 +16,7 @@ from peft import LoraConfig, PeftConfig
 from peft.tuners.lora import Linear as LoraLinear
 
 from libortho.errors import UnsupportedLayer
+from libortho.fuse import FusedPart
 from libortho.linear import OrthoLinear
 from libortho.split.adapter import unsupported_options
 
@@ -34,8 +35,14 @@ def over_streams(config: PeftConfig) -> LoraConfig:
             "a LoRA over converted linears must be a plain one, to become a stream: "
             + "; ".join(problems)
         )
-    config._register_custom_module({OrthoLinear: OrthoLora})
+    config._register_custom_module({OrthoLinear: OrthoLora, FusedPart: _refused})
     return config
+
+
+def _refused(*_: Any, **__: Any) -> None:
+    raise UnsupportedLayer(
+        "an adapter over a projection that is fused with others; load the model without fuse=True"
+    )
 
 
 class OrthoLora(LoraLinear):  # type: ignore[misc]
