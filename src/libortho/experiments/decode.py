@@ -1,7 +1,8 @@
 """Whole-model decoding of random weights: latency does not depend on what a model has learned.
 
 One floating-point model and two converted ones that share the INT4 base, without and with a stream.
-Projections that read one input are one linear in all three. Weights repeat one random block, and streams of one shape are alike, each in memory of its own.
+Projections that read one input are one linear in all three. Weights repeat one random block, and
+streams of one shape are alike, each in memory of its own.
 """
 
 from __future__ import annotations
