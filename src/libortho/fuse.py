@@ -44,7 +44,7 @@ def fuse_projections(model: nn.Module) -> None:
     """Make siblings of ``GROUPS`` one linear each, in place: for serving.
 
     Converted linears with their CSR streams, and ``nn.Linear``, biases and all. The fused linear
-    owns the weights, under the first name of its group beside the old ones, in
+    owns the weights, under the name of its group beside the old ones, in
     :func:`libortho.model.linears` and in the state dict; the old names hold no tensors. Streams
     can be detached afterwards; none can be attached, and no adapter laid over a part.
 
@@ -57,8 +57,8 @@ def fuse_projections(model: nn.Module) -> None:
     being trained, or hooks would be lost (a stream that changes a bias is one).
 
     Where the parts read different inputs (cross-attention) each computes the whole. Compiled code
-    and inference mode do not see that x was changed in place between two parts of a group, which
-    no model of transformers does.
+    and inference mode do not see that x was changed in place between two parts of a group, nor
+    compiled code, at a graph break there, that α was: models of transformers do neither.
 
     Raises:
         ConfigError: no group of the model can be fused.

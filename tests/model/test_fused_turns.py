@@ -88,15 +88,29 @@ def test_nothing_crosses_threads(attentions) -> None:
     """Neither with the alpha of another thread, nor what another made under the same state."""
     plain, fused = attentions
     x, shared = x_of(), state(1)
-    turn = threading.Barrier(2)
     for states in ([state(0), state(1)], [shared, shared]):
         found: dict[int, list[Tensor]] = {}
+        begun, both, done = (threading.Event() for _ in range(3))
 
-        def work(place: int, states=states, found=found) -> None:
-            with torch.no_grad(), gate.captured(states[place]):
-                found[place] = fused(x, turn.wait)
+        def outer(states=states, found=found, begun=begun, both=both, done=done) -> None:
+            def between() -> None:
+                begun.set()
+                assert both.wait(10)
 
-        workers = [threading.Thread(target=work, args=(place,)) for place in (0, 1)]
+            with torch.no_grad(), gate.captured(states[0]):
+                found[0] = fused(x, between)
+            done.set()
+
+        def inner(states=states, found=found, begun=begun, both=both, done=done) -> None:
+            def between() -> None:  # the other goes on now, and finds what this one left
+                both.set()
+                assert done.wait(10)
+
+            assert begun.wait(10)
+            with torch.no_grad(), gate.captured(states[1]):
+                found[1] = fused(x, between)
+
+        workers = [threading.Thread(target=work) for work in (outer, inner)]
         for worker in workers:
             worker.start()
         for worker in workers:
