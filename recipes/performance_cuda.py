@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,11 @@ NAIVE = ("Marlin + cuSPARSE", "tinygemm + cuSPARSE")
 
 def section(root: Path) -> str:
     """Empty where nothing was measured on CUDA."""
-    parts = [_peers(json.loads(path.read_text("utf-8")), path.relative_to(root))
-             for path in sorted((root / FOLDER).glob("*-peers.json"))]  # fmt: skip
-    parts += [_raw(json.loads(path.read_text("utf-8")), path.relative_to(root))
-              for path in sorted((root / FOLDER).glob("*-raw.json"))]  # fmt: skip
-    parts += [_plans(json.loads(path.read_text("utf-8")), path.relative_to(root))
-              for path in sorted((root / FOLDER).glob("*-plans.json"))]  # fmt: skip
+    parts = [
+        shown(json.loads(path.read_text("utf-8")), path.relative_to(root))
+        for kind, shown in _SHOWN.items()
+        for path in sorted((root / FOLDER).glob(f"*-{kind}.json"))
+    ]
     return "\n".join([HEAD, *parts]) if parts else ""
 
 
@@ -175,6 +175,48 @@ def _raw(result: dict[str, Any], path: Path) -> str:
     return "\n".join([*lines, ""])
 
 
+def _profile(result: dict[str, Any], path: Path) -> str:
+    """What the kernel for many rows does while streams are closed and open."""
+    lines = [
+        f"## Profile of the CUDA kernel for 17 to 64 rows: {result['device']}",
+        "",
+        f"`{result['command']}`, {result['made']}; commit `{result['commit']}`, "
+        f"[result](../{path.as_posix()}).",
+        "",
+        "| N×K | M | density | α | µs | instructions | warps a scheduler | cycles an instruction "
+        "of a warp | memory busy |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {one['rows']}×{one['columns']} | {one['batch']} | {one['density']:.0%} | "
+        f"{one['alpha']} | {one['us']:.1f} | {one['instructions'] / 1e6:.2f} M | "
+        f"{one['warps_per_scheduler']:.1f} | {one['cycles_per_instruction_of_a_warp']:.1f} | "
+        f"{one['dram_percent']:.0f}% |"
+        for one in result["kernels"]
+    ]
+    lines += ["", "What warps wait for, by samples (names of Nsight Compute):", ""]
+    for one in result["samples"]:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in one["shares"].items())
+        lines.append(f"- M = {one['batch']}, {one['density']:.0%}, α = {one['alpha']}: {shares}")
+    return "\n".join([*lines, ""])
+
+
+def _sanitizer(result: dict[str, Any], path: Path) -> str:
+    lines = [
+        f"## CUDA under compute-sanitizer: {result['device']}",
+        "",
+        f"Checked: {result['checked']}. Commit `{result['commit']}`, "
+        f"[result](../{path.as_posix()}).",
+        "",
+    ]
+    lines += [
+        f"- `{run['command']}`: {run['found']} {run['of']}; {run['layers']} layers, "
+        f"{run['failures']} failures"
+        for run in result["runs"]
+    ]
+    return "\n".join([*lines, ""])
+
+
 def _plans(result: dict[str, Any], path: Path) -> str:
     """The fastest of the plans that were timed, by shape."""
     fastest: dict[tuple[int, int, int], dict[str, Any]] = {}
@@ -198,3 +240,13 @@ def _plans(result: dict[str, Any], path: Path) -> str:
         for (rows, columns, batch), one in fastest.items()
     ]
     return "\n".join([*lines, ""])
+
+
+_SHOWN: dict[str, Callable[[dict[str, Any], Path], str]] = {
+    "peers": _peers,
+    "raw": _raw,
+    "profile": _profile,
+    "sanitizer": _sanitizer,
+    "plans": _plans,
+}
+"""What writes the section of a result, by the end of its file's name; in the page's order."""

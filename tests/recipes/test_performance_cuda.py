@@ -84,3 +84,46 @@ def test_what_a_kernel_rewritten_since_measured_is_said(
     assert bool(told) == bool(said)
     assert said in "".join(told)
     assert note("c0ffee", rows, "batch") == []
+
+
+def test_profiles_and_sanitizer_runs_are_shown(tmp_path: Path) -> None:
+    kernel = {
+        "rows": 64,
+        "columns": 256,
+        "batch": 32,
+        "density": 0.01,
+        "alpha": "1",
+        "us": 30.43,
+        "instructions": 6_178_293,
+        "warps_per_scheduler": 2.05,
+        "cycles_per_instruction_of_a_warp": 7.6,
+        "dram_percent": 6.74,
+    }
+    found = {
+        "profile": {
+            "command": "ncu bench",
+            "made": "cut short",
+            "kernels": [kernel],
+            "samples": [{"batch": 32, "density": 0.01, "alpha": "1", "shares": {"wait": 0.22}}],
+        },
+        "sanitizer": {
+            "checked": "all",
+            "runs": [
+                {
+                    "command": "compute-sanitizer",
+                    "found": 3,
+                    "of": "hazards",
+                    "layers": 24,
+                    "failures": 1,
+                }
+            ],
+        },
+    }
+    (tmp_path / FOLDER).mkdir(parents=True)
+    for kind, result in found.items():
+        text = json.dumps({"commit": "c0ffee", "device": "a card", **result})
+        (tmp_path / FOLDER / f"card-{kind}.json").write_text(text)
+    lines = section(tmp_path).splitlines()
+    assert "| 64×256 | 32 | 1% | 1 | 30.4 | 6.18 M | 2.0 | 7.6 | 7% |" in lines
+    assert "- M = 32, 1%, α = 1: wait 22%" in lines
+    assert "- `compute-sanitizer`: 3 hazards; 24 layers, 1 failures" in lines

@@ -42,9 +42,6 @@ NOT_RUN = {
     "The fused op against vLLM's own INT4 kernel, on a GPU": (
         'libortho bench --device cuda --peer "vllm int4"'
     ),
-    "Races in the CUDA kernels": (
-        "compute-sanitizer --tool racecheck benchmarks/raw/bench --check --tiny"
-    ),
 }
 
 
