@@ -110,7 +110,8 @@ class FusedPart(nn.Module):
     @property
     def weight(self) -> Tensor:
         """[N, K] of this part: for a converted linear the base alone, dequantised to fp32."""
-        return self._shared.linear.weight.narrow(0, self._first, self.out_features)
+        weight: Tensor = self._shared.linear.weight
+        return weight.narrow(0, self._first, self.out_features)
 
     @property
     def bias(self) -> Tensor | None:
@@ -130,12 +131,16 @@ class FusedPart(nn.Module):
         )
 
 
+class FusedLinear(OrthoLinear):
+    """A fused converted linear: no layer of the base on disk has its name."""
+
+
 class _Kept(NamedTuple):
     """A product of all parts, what it was made of, and the parts that have theirs."""
 
     x: Tensor | None
     state: gate.Captured | None
-    stamp: tuple[int, int | None] | None
+    stamp: tuple[int, int | None, bool] | None
     y: Tensor | None
     taken: tuple[int, ...]
 
@@ -150,9 +155,14 @@ class _Shared:
         kept: one tuple, read and written whole; None outside the module that holds the parts.
     """
 
-    def __init__(self, name: str, linear: nn.Linear | OrthoLinear, parts: int) -> None:
-        self.name, self.linear, self.parts = name, linear, parts
+    def __init__(self, parent: nn.Module, name: str, parts: int) -> None:
+        self.parent, self.name, self.parts = parent, name, parts
         self.kept: _Kept | None = None
+
+    @property
+    def linear(self) -> Any:
+        """What the parent holds now: an adapter or another quantiser may have replaced it."""
+        return getattr(self.parent, self.name)
 
     def product(self, x: Tensor, part: int) -> Tensor:
         kept = self.kept
@@ -160,8 +170,9 @@ class _Shared:
             return self._computed(x)
         state, stamp = None, None
         if not torch.compiler.is_compiling():
-            state, stamp = gate.current(), (get_ident(), None if x.is_inference() else x._version)
-            if state is None and isinstance(self.linear, OrthoLinear) and self.linear.streams:
+            version = None if x.is_inference() else x._version
+            state, stamp = gate.current(), (get_ident(), version, torch.is_grad_enabled())
+            if state is None and not isinstance(self.linear, nn.Linear):
                 # Outside a forward of the model every call asks anew what α is.
                 return self._computed(x)
         same = kept.x is x and kept.state is state and kept.stamp == stamp
@@ -238,12 +249,12 @@ def _unfit(part: OrthoLinear) -> list[str]:
 def _fuse(parent: nn.Module, name: str, leaves: Sequence[str], parts: Sequence[Any]) -> _Shared:
     converted = isinstance(parts[0], OrthoLinear)
     linear = _stacked(parts) if converted else _concatenated(parts)
-    shared = _Shared(name, linear.train(parent.training), len(parts))
+    parent.add_module(name, linear.train(parent.training))
+    shared = _Shared(parent, name, len(parts))
     first = 0
     for leaf, part in zip(leaves, parts, strict=True):
         setattr(parent, leaf, FusedPart(shared, first, part.out_features).train(parent.training))
         first += part.out_features
-    parent.add_module(name, linear)
     return shared
 
 
@@ -258,9 +269,9 @@ def _concatenated(parts: Sequence[nn.Linear]) -> nn.Linear:
     return whole
 
 
-def _stacked(parts: Sequence[OrthoLinear]) -> OrthoLinear:
+def _stacked(parts: Sequence[OrthoLinear]) -> FusedLinear:
     base = BaseWeight(stack_base([part.base.tiled() for part in parts]))
-    whole = OrthoLinear(base, _bias(parts), parts[0]._attached)
+    whole = FusedLinear(base, _bias(parts), parts[0]._attached)
     for name in dict.fromkeys(name for part in parts for name in part.streams):
         whole.streams[name] = CsrStream(_rows(parts, name))
     return whole

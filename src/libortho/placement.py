@@ -19,6 +19,7 @@ from accelerate.utils import (
 from torch import nn
 
 from libortho.errors import ConfigError
+from libortho.fuse import FusedLinear
 from libortho.linear import OrthoLinear
 from libortho.outside import has_outside
 
@@ -56,7 +57,7 @@ def dispatch(
             offload_dir=_own_folder(model, offload_folder) if "disk" in placed.values() else None,
             # The tiles of a base are buffers of a part that is never called by itself.
             offload_buffers=True,
-            preload_module_classes=[OrthoLinear.__name__],
+            preload_module_classes=[OrthoLinear.__name__, FusedLinear.__name__],
         )
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"device_map: {error}") from error

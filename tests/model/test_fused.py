@@ -254,8 +254,20 @@ def test_no_stream_and_no_adapter_is_laid_over_a_fused_model(tiny_base, make_lay
         attach_layers(model, BOTH[0], make_layers())
     with pytest.raises(ConfigError, match="q_proj is FusedPart, not a converted linear"):
         linear(model, "model.layers.0.self_attn.q_proj")
-    with pytest.raises(UnsupportedLayer, match="load the model without fuse=True"):
-        peft.get_peft_model(model, over_streams(peft.LoraConfig(target_modules=["q_proj"])))
+    for name in ("q_proj", "qkv_proj"):
+        with pytest.raises(UnsupportedLayer, match="load the model without fuse=True"):
+            peft.get_peft_model(model, over_streams(peft.LoraConfig(target_modules=[name])))
+
+
+def test_what_replaces_a_fused_linear_acts(tiny_model, ids) -> None:
+    """As the adapter that PEFT lays over it."""
+    fuse_projections(tiny_model)
+    lora = peft.LoraConfig(target_modules=["qkv_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(tiny_model, lora)
+    with torch.no_grad():
+        found = adapted(input_ids=ids).logits
+        with adapted.disable_adapter():
+            assert not torch.allclose(adapted(input_ids=ids).logits, found)
 
 
 def test_a_model_without_such_projections_says_so() -> None:

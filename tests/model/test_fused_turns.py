@@ -187,3 +187,11 @@ def test_gradients_reach_the_input(attentions) -> None:
             sum(y.square().sum() for y in attention(x)).backward()
         slopes.append(x.grad)
     torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_result_without_gradients_is_not_handed_out_where_they_are_wanted(attentions) -> None:
+    _, fused = attentions
+    x = x_of().requires_grad_()
+    with gate.captured(state(1)), torch.no_grad():
+        _, k, _ = fused(x, lambda: torch.set_grad_enabled(True))
+    assert k.requires_grad

@@ -16,7 +16,7 @@ from peft import LoraConfig, PeftConfig
 from peft.tuners.lora import Linear as LoraLinear
 
 from libortho.errors import UnsupportedLayer
-from libortho.fuse import FusedPart
+from libortho.fuse import FusedLinear, FusedPart
 from libortho.linear import OrthoLinear
 from libortho.split.adapter import unsupported_options
 
@@ -35,7 +35,10 @@ def over_streams(config: PeftConfig) -> LoraConfig:
             "a LoRA over converted linears must be a plain one, to become a stream: "
             + "; ".join(problems)
         )
-    config._register_custom_module({OrthoLinear: OrthoLora, FusedPart: _refused})
+    # The first that fits is taken.
+    config._register_custom_module(
+        {FusedPart: _refused, FusedLinear: _refused, OrthoLinear: OrthoLora}
+    )
     return config
 
 
