@@ -45,7 +45,7 @@ class Plan:
     residual: ResidualOptions = field(default_factory=lambda: ResidualOptions(density=0.05))
     curvature: CurvatureOptions = field(default_factory=lambda: CurvatureOptions(whole=True))
     rhos: tuple[float, ...] = (0.85, 0.9, 0.99)
-    forget: ForgetOptions = field(default_factory=lambda: ForgetOptions(private_batch=128))
+    forget: ForgetOptions = field(default_factory=ForgetOptions)
     moved: tuple[float, ...] = (0.01, 0.02)
     tune: TuneOptions = killswitch.FULL.tune
     delta: DeltaOptions = killswitch.FULL.delta
@@ -86,7 +86,7 @@ SMALL = Plan(
     rhos=(),
     forget=ForgetOptions(
         rounding="mse",
-        steps=60,
+        steps=120,
         private_batch=10,
         neighbour_batch=8,
         replay_batch=2,

@@ -71,8 +71,8 @@ class ForgetOptions(RoundingOptions, UnlearningOptions):
 
     rule: Rule = "codes"
     density: float = Field(0.05, gt=0, le=1)
-    steps: int = Field(300, ge=1)
-    lr: float = Field(0.05, gt=0)
+    steps: int = Field(600, ge=1)
+    lr: float = Field(0.1, gt=0)
     warmup: int = Field(10, ge=0)
     slack: float = Field(0.05, ge=0, lt=1)
     neighbour_file: Path | None = None
