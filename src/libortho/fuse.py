@@ -48,6 +48,9 @@ def fuse_projections(model: nn.Module) -> None:
     :func:`libortho.model.linears` and in the state dict; the old names hold no tensors. Streams
     can be detached afterwards; none can be attached, and no adapter laid over a part.
 
+    A model in floating point is to be saved before: its parts have no weights of their own to load.
+    Code that learns must not write over y of one part: the others share its storage.
+
     y of a part is a view, and may differ from that of the separate linear in the last bits where
     the kernel's order of sums depends on N: on a GPU, and in batches that a CPU sends to torch's
     matmul. α = 0 is the fused base without streams bit for bit.
@@ -61,7 +64,7 @@ def fuse_projections(model: nn.Module) -> None:
     compiled code, at a graph break there, that α was: models of transformers do neither.
 
     Raises:
-        ConfigError: no group of the model can be fused.
+        ConfigError: no group of the model can be fused, or all are already.
     """
     found, apart = 0, dict[str, str]()
     for path, parent in list(model.named_modules()):
@@ -79,6 +82,8 @@ def fuse_projections(model: nn.Module) -> None:
             parent.forward = partial(_forward, parent, tuple(whole))
         found += len(whole)
     told = "; ".join(f"{name}: {why}" for name, why in apart.items())
+    if not found and is_fused(model):
+        raise ConfigError(f"the projections of this {type(model).__name__} are fused already")
     if not found:
         raise ConfigError(
             f"nothing to fuse in {type(model).__name__}: "

@@ -119,8 +119,17 @@ def load(
 def adopt(model: PreTrainedModel, state: Ortho) -> None:
     """Put the gate before a model whose linears are converted, and freeze it."""
     model.ortho = state
+    model.save_pretrained = _unsaved
     watch(model)
     model.eval().requires_grad_(False)
+
+
+def _unsaved(*_: Any, **__: Any) -> None:
+    raise ConfigError(
+        "save_pretrained: transformers could not load what it would write of a converted model; "
+        "copy the base directory, which holds the streams under ortho/, or save an adapter that "
+        "PEFT laid over the model and give it to `libortho split`"
+    )
 
 
 def attach(model: PreTrainedModel, stream: str | Path | OrthoStream) -> OrthoStream:

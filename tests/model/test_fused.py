@@ -259,6 +259,11 @@ def test_no_stream_and_no_adapter_is_laid_over_a_fused_model(tiny_base, make_lay
             peft.get_peft_model(model, over_streams(peft.LoraConfig(target_modules=[name])))
 
 
+def test_what_is_fused_is_not_fused_again(tiny_base) -> None:
+    with pytest.raises(ConfigError, match="LlamaForCausalLM are fused already"):
+        fuse_projections(load(tiny_base, fuse=True))
+
+
 def test_what_replaces_a_fused_linear_acts(tiny_model, ids) -> None:
     """As the adapter that PEFT lays over it."""
     fuse_projections(tiny_model)

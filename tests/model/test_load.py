@@ -230,6 +230,12 @@ def test_other_models_and_layers_are_named(tiny_model, model, ids) -> None:
     assert isinstance(linear(model, "model.layers.0.mlp.up_proj"), OrthoLinear)
 
 
+def test_a_converted_model_is_not_saved_by_transformers(model, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="copy the base directory, which holds the streams"):
+        model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_directory_that_is_no_base_is_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
     with pytest.raises(FormatError, match=r"no libortho\.json"):
         load(tiny_checkpoint)

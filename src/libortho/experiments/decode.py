@@ -132,8 +132,9 @@ def random_models(
     floating.eval().requires_grad_(False)
     for model in (floating, base, streamed):
         fuse_projections(model)
+    bases = linears(base)
     for name, linear in linears(streamed).items():
-        linear.base = linears(base)[name].base
+        linear.base = bases[name].base
     return Models(floating, base, streamed)
 
 
