@@ -88,6 +88,8 @@ def load(
         PairMismatch: a stream belongs to another base.
         UnsupportedLayer: the architecture keeps a recurrent state inside its modules.
     """
+    if isinstance(streams, str):
+        raise ConfigError(f'streams: expected a list, found text; write ["{streams}"]')
     ops.backend()  # chosen now: compiled code could not
     base = BaseStream.open(path)
     config = AutoConfig.from_pretrained(base.path)

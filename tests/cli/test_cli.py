@@ -109,6 +109,15 @@ def test_plans_do_nothing(tiny_checkpoint: Path, tmp_path: Path, capsys) -> None
     assert not out.exists()
 
 
+def test_the_plan_of_a_stream_that_exists_says_so(tiny_base, tmp_path, capsys) -> None:
+    (tmp_path / "ortho/private").mkdir(parents=True)
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n')
+    command = ["tune", str(tiny_base), "--data", str(data), "-o", str(tmp_path), "--plan"]
+    assert run(command) == ERROR
+    assert "private: already there" in capsys.readouterr().err
+
+
 def test_split_names_the_flags_of_another_method(tiny_checkpoint, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     command = ["split", str(tiny_checkpoint), "-o", str(out), "--method", "curvature"]

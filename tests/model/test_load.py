@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from libortho import gate
-from libortho.errors import ConfigError, CorruptStream, FormatError, PairMismatch
+from libortho.errors import CheckpointError, ConfigError, CorruptStream, FormatError, PairMismatch
 from libortho.gate import StreamInfo
 from libortho.linear import OrthoLinear
 from libortho.model import attach, attach_layers, detach, linear, linears, load, ortho
@@ -239,6 +239,14 @@ def test_a_converted_model_is_not_saved_by_transformers(model, tmp_path: Path) -
 def test_a_directory_that_is_no_base_is_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
     with pytest.raises(FormatError, match=r"no libortho\.json"):
         load(tiny_checkpoint)
+    for absent in (tmp_path / "nosuch", Path("reference")):
+        with pytest.raises(CheckpointError, match=f"{absent} is not a directory. Expected a base"):
+            load(absent)
+
+
+def test_one_name_is_no_list_of_streams(tiny_base: Path) -> None:
+    with pytest.raises(ConfigError, match=r'streams: expected a list, .* \["private"\]'):
+        load(tiny_base, "private")
 
 
 def test_loading_changes_no_byte(own_base: Path, ids, make_layers) -> None:

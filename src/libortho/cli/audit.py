@@ -86,7 +86,7 @@ def audit_verb(
         typer.Option(
             "-o",
             "--out",
-            help="The record to write [records/audit/MODEL-DATE.json]; never over one.",
+            help="The record to write, never over one; by default records/audit/MODEL-DATE.json.",
         ),
     ] = None,
     seed: int = 0,

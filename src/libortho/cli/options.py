@@ -25,7 +25,7 @@ Texts = Annotated[
     typer.Option("--text", help="Public text, .txt or .txt.xz; may be given several times."),
 ]
 Stream = Annotated[str, typer.Option(help="Name of the stream, one per tenant.")]
-Device = Annotated[str, typer.Option(help="Where training runs: cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="Where it runs: cpu or cuda.")]
 Data = Annotated[
     Path | None,
     typer.Option(

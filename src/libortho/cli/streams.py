@@ -30,6 +30,7 @@ from libortho.evaluate.inputs import as_dtype
 from libortho.model import load, ortho
 from libortho.privacy.private_set import read_jsonl
 from libortho.streams.ortho import MANIFEST, STREAM_FOLDER
+from libortho.streams.ortho_writer import vacant
 from libortho.tune import tune, tune_options
 from libortho.tune.plan import peak
 
@@ -59,6 +60,7 @@ def tune_verb(
     """Train private data into a stream of its own; no byte of the base changes."""
     options = tune_options(**_given(density, steps, lr, replay_weight, seed))
     if plan:
+        vacant(out, stream)
         needs = peak(source, read_jsonl(data), options)
         emit(needs, json, "\n".join(f"{name}: {value:,}" for name, value in needs.items()))
         return

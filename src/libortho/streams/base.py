@@ -31,8 +31,8 @@ from compressed_tensors.quantization import (
 from pydantic import ValidationError
 from torch import Tensor
 
-from libortho.checkpoint import Checkpoint, resolve
-from libortho.errors import FormatError
+from libortho.checkpoint import REFERENCE, Checkpoint, resolve
+from libortho.errors import CheckpointError, FormatError
 from libortho.naming import Naming
 from libortho.shards import INDEX_FILE
 from libortho.streams.manifest import (
@@ -45,6 +45,7 @@ BITS_STORED = 4
 PACK_FORMAT = "pack-quantized"
 ORTHO_FOLDER = "ortho"
 _OBSERVING = ("observer", "observer_kwargs")
+_NEXT = "Make one with `libortho quantize PUBLIC -o BASE`."
 
 
 class BaseStream:
@@ -73,6 +74,8 @@ class BaseStream:
             CheckpointError: There is no such directory, or a shard cannot be read.
             FormatError: It is not a base, or its parts contradict each other (all are named).
         """
+        if path != REFERENCE and not Path(path).expanduser().is_dir():
+            raise CheckpointError(f"{path} is not a directory. Expected a base. {_NEXT}")
         directory = resolve(path)
         manifest = _read_manifest(directory)
         problems = []
@@ -307,10 +310,7 @@ def _meaning(value: Any) -> Any:
 def _read_manifest(directory: Path) -> BaseManifest:
     file = directory / MANIFEST_FILE
     if not file.is_file():
-        raise FormatError(
-            f"{directory} has no {MANIFEST_FILE}: it is not a base. Make one with "
-            "`libortho quantize PUBLIC -o BASE`."
-        )
+        raise FormatError(f"{directory} has no {MANIFEST_FILE}: it is not a base. {_NEXT}")
     try:
         return BaseManifest.model_validate_json(file.read_bytes())
     except ValidationError as error:
