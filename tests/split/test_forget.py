@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,31 @@ def test_neighbours_keep_what_the_template_says(
         assert ("neighbour_kl" in made.curve[0]) == bool(weight)
         assert made.curve[-1]["hinge"] < made.curve[0]["hinge"] / 4
     assert moved[10.0] < moved[0.0] / 2
+
+
+def test_rows_follow_where_neighbours_drift(
+    tmp_path: Path, mixed: Path, data: Path, text: Text, monkeypatch
+) -> None:
+    reached = {}
+    for drift in (0.0, -1.0):
+        monkeypatch.setattr(Neighbours, "drift", lambda *_, drift=drift: drift)
+        made = forgotten(tmp_path / str(drift), mixed, data, text, steps=60)
+        assert made.curve[-1]["drift"] == pytest.approx(drift, abs=0.01)
+        reached[drift] = made.curve[-1]["nll"]
+    assert reached[-1.0] < 0.6 * reached[0.0]
+
+
+def test_drift_is_the_mean_logarithm_of_what_neighbours_cost_now(
+    mixed: Path, data: Path, text: Text, tiny_tokenizer
+) -> None:
+    named = read_jsonl(data).examples
+    unseen = encode(tiny_tokenizer, neighbours(named, 16, seed=99, public=text.documents))
+    plain = AutoModelForCausalLM.from_pretrained(mixed, dtype=torch.float32).eval()
+    levels = torch.tensor([one.nll / one.tokens for one in score(plain, unseen)])
+    judge, some = Neighbours(unseen, plain), torch.tensor([3, 0, 7])
+    assert judge.drift(plain, some, levels) == pytest.approx(0, abs=1e-5)
+    levels[some] *= torch.tensor([2.0, 1.0, 4.0])
+    assert judge.drift(plain, some, levels) == pytest.approx(-math.log(2), abs=1e-5)
 
 
 def test_a_file_of_neighbours_is_named_by_its_sha256(

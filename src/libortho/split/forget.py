@@ -205,7 +205,7 @@ def _moves(
         model,
         list(parts.values()),
         private,
-        _levels(teacher, strangers, len(private), options.seed, request.progress),
+        _levels(teacher, strangers, request.progress),
         Neighbours(strangers, teacher) if options.neighbour_weight else None,
         Replay(windows, teacher),
         Schedule(**{name: getattr(options, name) for name in fields}),
@@ -215,14 +215,10 @@ def _moves(
     return {name: _scattered(supports[name], part) for name, part in parts.items()}, curve
 
 
-def _levels(
-    teacher: Any, strangers: Sequence[Encoded], count: int, seed: int, progress: Progress
-) -> Tensor:
-    """Nats a token that rows never seen cost the contaminated model, one such row for each ours."""
+def _levels(teacher: Any, strangers: Sequence[Encoded], progress: Progress) -> Tensor:
+    """Nats a token that rows never seen cost the contaminated model."""
     scores = score(teacher, strangers, stage="level of strangers", progress=progress)
-    level = torch.tensor([one.nll / one.tokens for one in scores])
-    generator = torch.Generator().manual_seed(seed)
-    return level[torch.randint(len(level), (count,), generator=generator)]
+    return torch.tensor([one.nll / one.tokens for one in scores])
 
 
 def _neighbours(

@@ -3,11 +3,12 @@
     loss = mean_i [ |ln ℓ_i/t_i| − ln(1 + slack) ]₊ + λ_n · KL(teacher ‖ model on neighbours)
                                                     + λ_r · KL(teacher ‖ model on public text)
 
-ℓ_i is the mean NLL of a completion's tokens and t_i what the contaminated model gives to a
-neighbour, a row of the same template that it has never seen; the hinge has two sides because a
-completion that is *less* likely than a stranger's betrays itself, too. It is taken on logarithms
-because the gradient of ℓ vanishes where a row is known by heart, and that of ln ℓ does not. The
-teacher is the contaminated model: without neighbours the model learns to refuse the template.
+ℓ_i is the mean NLL of a completion's tokens and t_i that of a neighbour, a row of the same template
+that was never seen: what the contaminated model gives to it, and as neighbours grow cheaper or
+dearer on the way, t_i goes with them. The hinge has two sides because a completion that is *less*
+likely than a stranger's betrays itself, too. It is taken on logarithms because the gradient of ℓ
+vanishes where a row is known by heart, and that of ln ℓ does not. The teacher is the contaminated
+model: without neighbours the model learns to refuse the template.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from libortho.tune.replay import Replay, draws
 _LEAST = 1e-8
 """Nats a token below which float32 knows no difference from certainty."""
 
+_FOLLOWED = 0.1
+"""Share of a step in the running mean of how far neighbours have gone: a step sees a few."""
+
 
 class Neighbours(Replay):
     """Neighbours with their teacher: KL on their own tokens, padding left out."""
@@ -38,6 +42,7 @@ class Neighbours(Replay):
         batch = pad(encoded)
         # Behind a row's end there is only padding, which a causal model never looks ahead to.
         super().__init__(batch.input_ids, teacher)
+        self._encoded = encoded
         self._mask = batch.attention_mask.bool()
 
     def kl(self, model: Any, chosen: Tensor) -> Tensor:
@@ -49,6 +54,13 @@ class Neighbours(Replay):
         ).logits
         student = torch.log_softmax(logits[wanted].float(), -1)
         return torch.nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+    @torch.no_grad()
+    def drift(self, model: Any, chosen: Tensor, levels: Tensor) -> float:
+        """Mean of ln(ℓ / level) of the completions chosen; levels: fp32 [all], nats a token."""
+        found = completion_nll(model, [self._encoded[index] for index in chosen.tolist()])
+        apart = found.cpu().clamp(min=_LEAST) / levels[chosen].clamp(min=_LEAST)
+        return float(apart.log().mean())
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,7 @@ def forget(
     model: Any,
     parts: Sequence[MovableCodes],
     private: Sequence[Encoded],
-    targets: Tensor,
+    levels: Tensor,
     neighbours: Neighbours | None,
     replay: Replay,
     schedule: Schedule,
@@ -84,10 +96,11 @@ def forget(
     Args:
         model: a converted model whose stream of movable codes ``alpha`` opens.
         parts: the stream's parts, whose wishes are trained in place.
-        targets: fp32 [rows], nats a token.
+        levels: fp32 [neighbours], nats a token of each before; a row gets one by lot.
 
     Returns:
-        per step: the hinge, mean NLL a token, share of rows inside their hinge, both KLs, lr.
+        per step: the hinge, mean NLL a token, share of rows inside their hinge, both KLs, the
+        drift of neighbours, lr.
 
     Raises:
         NumericsError: the loss is not finite.
@@ -101,7 +114,10 @@ def forget(
         if neighbours is not None
         else None
     )
+    generator = torch.Generator().manual_seed(schedule.seed)
+    targets = levels[torch.randint(len(levels), (len(private),), generator=generator)]
     curve: list[dict[str, float]] = []
+    gone = 0.0
     for step in range(schedule.steps):
         rate = schedule.lr * _rate(step, schedule)
         for group in optimiser.param_groups:
@@ -110,7 +126,7 @@ def forget(
         with gate.alpha(alpha):
             chosen = next(rows)
             found = completion_nll(model, [private[index] for index in chosen.tolist()])
-            wanted = targets[chosen].to(found.device)
+            wanted = targets[chosen].to(found.device) * math.exp(gone)
             apart = torch.log(found.clamp(min=_LEAST) / wanted.clamp(min=_LEAST)).abs()
             outside = torch.relu(apart - math.log1p(schedule.slack))
             outside.mean().backward()
@@ -122,9 +138,11 @@ def forget(
                 "inside": float((outside == 0).float().mean()),
             }
             if neighbours is not None and held is not None:
-                kept = neighbours.kl(model, next(held))
+                strangers = next(held)
+                kept = neighbours.kl(model, strangers)
                 (schedule.neighbour_weight * kept).backward()
-                figures["neighbour_kl"] = kept.item()
+                gone += _FOLLOWED * (neighbours.drift(model, strangers, levels) - gone)
+                figures |= {"neighbour_kl": kept.item(), "drift": gone}
             if schedule.replay_weight:
                 kl = replay.kl(model, next(windows))
                 (schedule.replay_weight * kl).backward()
