@@ -27,14 +27,19 @@ from libortho.progress import Progress, silent
 from libortho.shards import Entry, read_entries
 
 REFERENCE = "reference"
+_A_CHECKPOINT = (
+    "a local checkpoint directory (config.json and safetensors files) or the word 'reference'; "
+    "download Hub models first, for example with `hf download`."
+)
 
 
-def resolve(source: str | Path) -> Path:
+def resolve(source: str | Path, expected: str = _A_CHECKPOINT) -> Path:
     """The directory that ``source`` names.
 
     Args:
         source: A directory, or the word ``reference`` for the checkpoint inside this package (a
             directory of that name in the working directory is written ``./reference``).
+        expected: what the error asks for.
 
     Raises:
         CheckpointError: There is no such directory.
@@ -49,11 +54,7 @@ def resolve(source: str | Path) -> Path:
         return path
     path = Path(source).expanduser()
     if not path.is_dir():
-        raise CheckpointError(
-            f"{path} is not a directory. Expected a local checkpoint directory (config.json and "
-            "safetensors files) or the word 'reference'; download Hub models first, for example "
-            "with `hf download`."
-        )
+        raise CheckpointError(f"{path} is not a directory. Expected {expected}")
     return path.resolve()
 
 

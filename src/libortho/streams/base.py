@@ -31,8 +31,8 @@ from compressed_tensors.quantization import (
 from pydantic import ValidationError
 from torch import Tensor
 
-from libortho.checkpoint import REFERENCE, Checkpoint, resolve
-from libortho.errors import CheckpointError, FormatError
+from libortho.checkpoint import Checkpoint, resolve
+from libortho.errors import FormatError
 from libortho.naming import Naming
 from libortho.shards import INDEX_FILE
 from libortho.streams.manifest import (
@@ -74,9 +74,7 @@ class BaseStream:
             CheckpointError: There is no such directory, or a shard cannot be read.
             FormatError: It is not a base, or its parts contradict each other (all are named).
         """
-        if path != REFERENCE and not Path(path).expanduser().is_dir():
-            raise CheckpointError(f"{path} is not a directory. Expected a base. {_NEXT}")
-        directory = resolve(path)
+        directory = resolve(path, f"a base. {_NEXT}")
         manifest = _read_manifest(directory)
         problems = []
         if base_id(manifest.files) != manifest.base_id:
